@@ -1,0 +1,348 @@
+/* welford.h - normalization and dropout kernels: one C API over a CPU and a CUDA back-end.
+ *
+ * Every operation is one stateless call of the same form:  wf_<op>_<direction>(&what, &with, &where)
+ *
+ *   what   shape, dtypes, constants. Holds no pointers and no padding: build it once, copy it, hash it, and use the
+ *          same one for forward and backward.
+ *   with   your buffers. The library never keeps them. NULL means absent.
+ *   where  back-end, stream, threads, scratch memory.
+ *
+ * The library itself never allocates (the OpenMP runtime may), never waits for the device and never prints, unless
+ * WELFORD_VERBOSE=1 was set at the first call: then each call writes one line to stderr. A call may be captured in a
+ * CUDA graph. Any number of threads may call at once; libgomp does not survive a fork, so do not call in a child forked
+ * after the parent called without parallel_for.
+ *
+ * The same call gives the same bits, run after run, for any number of threads, alignment, stride, in place or not, and
+ * on the CPU on every processor, in any rounding or flush-to-zero mode of the caller; a row or sample has the same bits
+ * alone and in a batch. The payload of a NaN is excepted.
+ *
+ * WF_INVALID, WF_UNSUPPORTED, WF_WORKSPACE (found in this order): nothing was enqueued or written. WF_DEVICE: the call
+ * may have been enqueued in part; outputs and workspace are undefined, everything else is untouched. */
+#ifndef WELFORD_H
+#define WELFORD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define WF_API __attribute__((visibility("default")))
+#else
+#define WF_API
+#endif
+
+#define WF_VERSION 0x000100u /* 0.1.0: major << 16 | minor << 8 | patch, of this header */
+
+struct CUstream_st; /* cudaStream_t points to this: no CUDA header needed here */
+
+typedef enum wf_status {
+    WF_OK          = 0,
+    WF_INVALID     = 1, /* the call breaks this header's contract: fix the caller             */
+    WF_UNSUPPORTED = 2, /* legal, but this build or this device has no kernel for it          */
+    WF_WORKSPACE   = 3, /* workspace missing or smaller than asked for                        */
+    WF_DEVICE      = 4  /* CUDA refused (no driver, no device, launch failed): its own message is in wf_error_detail() */
+} wf_status;
+WF_API const char *wf_status_string(wf_status s); /* "ok", "invalid", "unsupported", "workspace", "device"; else "unknown
+                                                     status"; never NULL */
+WF_API const char *wf_error_detail(void); /* why this thread's last failing call failed: "layernorm_forward: rows = -1";
+                                             never NULL, "" before the first failure, unchanged by success */
+WF_API uint32_t wf_version(void);         /* WF_VERSION of the loaded library */
+
+/* Activations (x, y, dy, dx) may have any dtype. Parameters (gamma, beta and their gradients) have x's dtype, or WF_F32
+ * with 16-bit x; another pair is WF_UNSUPPORTED. Statistics (mean, mean_lo, rstd, rrms, running mean and variance) are
+ * float, or double where x is WF_F64. Arithmetic is float or wider (double for WF_F64), rounded once, to nearest even,
+ * at the store. */
+typedef enum wf_dtype { WF_F32 = 0, WF_F16 = 1, WF_BF16 = 2, WF_F64 = 3 } wf_dtype;
+
+/* Channels first [n, c, hw] or last [n, hw, c]; hw = the product of all spatial dimensions, 1 if there are none. */
+typedef enum wf_layout { WF_NCHW = 0, WF_NHWC = 1 } wf_layout;
+
+typedef enum wf_backend { WF_CPU = 0, WF_CUDA = 1 } wf_backend;
+WF_API wf_backend wf_default_backend(void); /* WF_CUDA where the build has it and a usable device is there, else WF_CPU */
+
+enum { /* what.flags. A flag that concerns another direction of the same operation is ignored; one that no direction of
+          the operation knows is WF_INVALID */
+    WF_ACCUMULATE = 1, /* backward: add into dgamma and dbeta instead of overwriting them          */
+    WF_FROZEN     = 2, /* batchnorm, instancenorm backward: the statistics are constants (evaluation) */
+    WF_FEATURES   = 4, /* dropout: one decision per (n, c), as PyTorch's Dropout1d, 2d, 3d         */
+    WF_BIASED     = 8  /* batchnorm, instancenorm: the running variance is the biased one (ONNX, Flax) */
+};
+enum { /* where.flags */
+    WF_DRY_RUN = 1 << 16 /* check everything, enqueue nothing; `with` may be NULL: "is this supported?". On CUDA it also
+                            loads the kernels: do it once before a capture */
+};
+
+/* Runs body(arg, begin, end) over [0, n) on your threads, in any pieces and order; returns when all of it is done. */
+typedef void wf_parallel_for(void *pool, int64_t n, void (*body)(void *arg, int64_t begin, int64_t end), void *arg);
+
+/* Zero every struct and set its size: { .size = sizeof what, ... }. Fields are only ever added at the end, in multiples
+ * of 8 bytes, and zero there means what the library did before. size must be at least 16; fields past it count as zero;
+ * a struct longer than the library's is accepted while the bytes that the library does not know are zero.
+ * reserved = 0. */
+typedef struct wf_exec {
+    size_t     size;
+    wf_backend backend; /* stated, never guessed from pointers */
+    uint32_t   flags;
+    struct CUstream_st *stream;  /* WF_CUDA: where to enqueue; NULL = the legacy default stream; the current device must
+                                    be the stream's. Ignored by WF_CPU */
+    void  *workspace;            /* at least wf_..._workspace(what, backend) bytes, any alignment, shared with no buffer;
+                                    contents matter neither before */
+    size_t workspace_size;       /* nor after the call; in use until the stream's work is done: one per stream */
+    wf_parallel_for *parallel_for; /* WF_CPU: your thread pool; NULL = the library's (OpenMP) */
+    void       *pool;              /* handed to parallel_for */
+    int32_t     threads;  /* WF_CPU without parallel_for: at most so many; 0 = the OpenMP default. Changes no bits */
+    uint32_t    reserved; /* 0 */
+    const char *variant;  /* NULL = the library's choice; else a name from wf_variant(), for tests and benchmarks */
+} wf_exec;
+
+/* The i-th variant of an operation ("layernorm_forward", the function's name without wf_) on a back-end, NULL past the
+ * last or where there is none; names are not part of the ABI. In where.variant an unknown name is WF_INVALID, one that
+ * does not take the case or this processor WF_UNSUPPORTED. */
+WF_API const char *wf_variant(const char *operation, wf_backend backend, int i);
+
+/* ---- LayerNorm ---------------------------------------------------------------------------------------------------
+ * y = (x - mean) * rstd * gamma + beta,  rstd = 1 / sqrt(var + eps), mean and biased variance over each row. With
+ * g = gamma * dy:  dx = rstd * (g - avg(g) - xhat * avg(g * xhat)),  dgamma = sum dy * xhat,  dbeta = sum dy.
+ *
+ * For every norm here: mean is held as a pair, mean + mean_lo, so that rows far from zero keep their digits; give mean_lo
+ * to the backward pass where |mean| / sd is large. var = 0 with eps = 0 gives rstd = 0, so y = beta; statistics of
+ * nothing (cols = 0) are 0. NaN and Inf stay in their own row, group or channel. Any buffer of an empty tensor may be
+ * NULL. Bars, in units of u = 2^-24 (2^-53 for WF_F64): y within 8 u (|gamma| max(1, |xhat|) + |beta|) and half a unit in
+ * the last place of its dtype.
+ *
+ * Other libraries: cuDNN and ONNX (InvStdDev) save the same rstd; PyTorch's normalized_shape is the trailing dimensions
+ * whose product is cols. */
+typedef struct wf_layernorm {
+    size_t   size;
+    wf_dtype x_dtype;            /* x, y, dy, dx                                                    */
+    wf_dtype w_dtype;            /* gamma, beta, dgamma, dbeta: x_dtype, or WF_F32 with 16-bit x; stated even if all NULL */
+    uint32_t flags;              /* WF_ACCUMULATE                                                   */
+    uint32_t reserved;           /* 0                                                               */
+    int64_t  rows, cols;         /* x is [rows, cols]; 0 is valid                                   */
+    int64_t  x_stride, y_stride; /* elements from row to row, at least cols; 0 = cols               */
+    int64_t  dx_stride, dy_stride; /* 0 = x_stride, y_stride                                        */
+    double   eps;                /* >= 0, finite; inside the root                                   */
+} wf_layernorm;
+typedef struct wf_layernorm_forward_args {
+    size_t      size;
+    const void *x, *gamma, *beta; /* [rows, cols], [cols], [cols]; gamma NULL = 1, beta NULL = 0    */
+    void       *y;                /* [rows, cols]; may be x (equal strides)                         */
+    void       *mean, *rstd;      /* [rows], for the backward pass; NULL = not wanted               */
+    void       *mean_lo;          /* [rows], what rounding took from mean; NULL = not wanted        */
+} wf_layernorm_forward_args;
+typedef struct wf_layernorm_backward_args {
+    size_t      size;
+    const void *dy, *x, *gamma;        /* as in the forward pass; dy, x, mean, rstd always needed   */
+    const void *mean, *rstd, *mean_lo; /* [rows], as the forward pass wrote them; mean_lo may be NULL */
+    void       *dx, *dgamma, *dbeta;   /* [rows, cols], [cols], [cols]; NULL = not wanted; dx may be dy (equal strides) */
+} wf_layernorm_backward_args;
+WF_API wf_status wf_layernorm_forward(const wf_layernorm *what, const wf_layernorm_forward_args *with,
+                                      const wf_exec *where);
+WF_API wf_status wf_layernorm_backward(const wf_layernorm *what, const wf_layernorm_backward_args *with,
+                                       const wf_exec *where);
+/* Every wf_..._workspace: the bytes that where.workspace must hold for this `what`, whatever buffers are given; slack for
+ * alignment included; needs no device; 0 if none is needed or `what` is invalid. */
+WF_API size_t wf_layernorm_forward_workspace(const wf_layernorm *what, wf_backend backend);
+WF_API size_t wf_layernorm_backward_workspace(const wf_layernorm *what, wf_backend backend);
+
+/* ---- RMSNorm -----------------------------------------------------------------------------------------------------
+ * y = x * rrms * (weight_offset + gamma),  rrms = 1 / sqrt(mean of x^2 + eps), over each row; gamma NULL: the factor is 1.
+ * With g = (weight_offset + gamma) * dy and xhat = x * rrms:  dx = rrms * (g - xhat * avg(g * xhat)). The product is
+ * taken in float and rounded once; LLaMA's reference rounds x * rrms to x's dtype first. */
+typedef struct wf_rmsnorm {
+    size_t   size;
+    wf_dtype x_dtype, w_dtype;     /* as wf_layernorm                                               */
+    uint32_t flags;                /* WF_ACCUMULATE                                                 */
+    uint32_t reserved;             /* 0                                                             */
+    int64_t  rows, cols;
+    int64_t  x_stride, y_stride, dx_stride, dy_stride; /* as wf_layernorm                           */
+    double   eps;
+    double   weight_offset;        /* finite; 0; 1 for a zero-centred gamma (Gemma)                 */
+} wf_rmsnorm;
+typedef struct wf_rmsnorm_forward_args {
+    size_t      size;
+    const void *x, *gamma; /* [rows, cols], [cols] or NULL                                          */
+    void       *y;         /* [rows, cols]; may be x (equal strides)                                */
+    void       *rrms;      /* [rows], for the backward pass; NULL = not wanted                      */
+} wf_rmsnorm_forward_args;
+typedef struct wf_rmsnorm_backward_args {
+    size_t      size;
+    const void *dy, *x, *gamma, *rrms; /* dy, x, rrms always needed                                 */
+    void       *dx, *dgamma;           /* NULL = not wanted; dx may be dy (equal strides)           */
+} wf_rmsnorm_backward_args;
+WF_API wf_status wf_rmsnorm_forward(const wf_rmsnorm *what, const wf_rmsnorm_forward_args *with, const wf_exec *where);
+WF_API wf_status wf_rmsnorm_backward(const wf_rmsnorm *what, const wf_rmsnorm_backward_args *with,
+                                     const wf_exec *where);
+WF_API size_t wf_rmsnorm_forward_workspace(const wf_rmsnorm *what, wf_backend backend);
+WF_API size_t wf_rmsnorm_backward_workspace(const wf_rmsnorm *what, wf_backend backend);
+
+/* ---- GroupNorm ---------------------------------------------------------------------------------------------------
+ * As LayerNorm, but over the c / groups channels of each group and hw, gamma and beta per channel. groups = 1 is LayerNorm
+ * over [c, hw] with an affine map per channel; groups = c is InstanceNorm. */
+typedef struct wf_groupnorm {
+    size_t    size;
+    wf_dtype  x_dtype, w_dtype;  /* as wf_layernorm                                                 */
+    wf_layout layout;
+    uint32_t  flags;             /* WF_ACCUMULATE                                                   */
+    int64_t   n, c, hw, groups;  /* groups > 0 divides c                                            */
+    double    eps;
+} wf_groupnorm;
+typedef struct wf_groupnorm_forward_args {
+    size_t      size;
+    const void *x, *gamma, *beta;      /* x as layout says; gamma, beta [c]; gamma NULL = 1, beta NULL = 0 */
+    void       *y;                     /* as x; may be x                                            */
+    void       *mean, *rstd, *mean_lo; /* [n, groups], for the backward pass; NULL = not wanted     */
+} wf_groupnorm_forward_args;
+typedef struct wf_groupnorm_backward_args {
+    size_t      size;
+    const void *dy, *x, *gamma, *mean, *rstd, *mean_lo; /* dy, x, mean, rstd always needed          */
+    void       *dx, *dgamma, *dbeta;                    /* as x, [c], [c]; NULL = not wanted; dx may be dy */
+} wf_groupnorm_backward_args;
+WF_API wf_status wf_groupnorm_forward(const wf_groupnorm *what, const wf_groupnorm_forward_args *with,
+                                      const wf_exec *where);
+WF_API wf_status wf_groupnorm_backward(const wf_groupnorm *what, const wf_groupnorm_backward_args *with,
+                                       const wf_exec *where);
+WF_API size_t wf_groupnorm_forward_workspace(const wf_groupnorm *what, wf_backend backend);
+WF_API size_t wf_groupnorm_backward_workspace(const wf_groupnorm *what, wf_backend backend);
+
+/* ---- BatchNorm ---------------------------------------------------------------------------------------------------
+ * y = (x - mean) * rstd * gamma + beta, mean and biased variance per channel over n and hw. Training also moves the
+ * running statistics, if they are given:  out = (1 - momentum) * in + momentum * batch,  the variance unbiased, times
+ * n hw / (n hw - 1), unless WF_BIASED. momentum is the weight of the NEW value, as in PyTorch (0.1) and cuDNN
+ * (exponentialAverageFactor); ONNX and Darknet state the weight of the old one (0.9 means momentum = 0.1 here) and ONNX
+ * stores the biased variance. momentum = 1 / k at step k is the cumulative average (PyTorch's momentum=None); 1 copies,
+ * so a NaN in the old value goes away.
+ *
+ * One value per channel (n hw = 1) is WF_INVALID in training and in a backward pass without WF_FROZEN. An empty tensor
+ * is WF_OK: running statistics are copied from in to out, dgamma and dbeta are 0 (or unchanged with WF_ACCUMULATE). */
+typedef struct wf_batchnorm {
+    size_t    size;
+    wf_dtype  x_dtype, w_dtype;  /* as wf_layernorm                                                 */
+    wf_layout layout;
+    uint32_t  flags;             /* WF_ACCUMULATE, WF_FROZEN, WF_BIASED                             */
+    int64_t   n, c, hw;
+    double    eps;
+    double    momentum;          /* weight of the NEW value, 0 to 1; train only                     */
+} wf_batchnorm;
+typedef struct wf_batchnorm_train_args {
+    size_t      size;
+    const void *x, *gamma, *beta;                  /* x as layout says; gamma, beta [c]; gamma NULL = 1, beta NULL = 0 */
+    const void *running_mean_in, *running_var_in;  /* [c] float (double for WF_F64); all four or none */
+    void       *running_mean_out, *running_var_out; /* [c]; may be the same buffers                 */
+    void       *y;                                 /* as x; may be x                                */
+    void       *mean, *rstd, *mean_lo;             /* [c], of this batch, for the backward pass; NULL = not wanted */
+} wf_batchnorm_train_args;
+typedef struct wf_batchnorm_infer_args {
+    size_t      size;
+    const void *x, *gamma, *beta, *running_mean, *running_var; /* the running statistics [c] are needed; without them
+                                                                  evaluation is a training call     */
+    void       *y;                                 /* as x; may be x                                */
+    void       *rstd;                              /* [c], for a WF_FROZEN backward, with running_mean as its mean; NULL =
+                                                      not wanted                                    */
+} wf_batchnorm_infer_args;
+typedef struct wf_batchnorm_backward_args {
+    size_t      size;
+    const void *dy, *x, *gamma, *mean, *rstd, *mean_lo; /* dy, x, mean, rstd [c] always needed      */
+    void       *dx, *dgamma, *dbeta;                    /* as x, [c], [c]; NULL = not wanted; dx may be dy */
+} wf_batchnorm_backward_args;
+WF_API wf_status wf_batchnorm_train(const wf_batchnorm *what, const wf_batchnorm_train_args *with,
+                                    const wf_exec *where);
+WF_API wf_status wf_batchnorm_infer(const wf_batchnorm *what, const wf_batchnorm_infer_args *with,
+                                    const wf_exec *where);
+WF_API wf_status wf_batchnorm_backward(const wf_batchnorm *what, const wf_batchnorm_backward_args *with,
+                                       const wf_exec *where);
+WF_API size_t wf_batchnorm_train_workspace(const wf_batchnorm *what, wf_backend backend);
+WF_API size_t wf_batchnorm_infer_workspace(const wf_batchnorm *what, wf_backend backend);
+WF_API size_t wf_batchnorm_backward_workspace(const wf_batchnorm *what, wf_backend backend);
+
+/* ---- InstanceNorm ------------------------------------------------------------------------------------------------
+ * Per (n, channel), over hw; BatchNorm's fields. PyTorch's affine is off by default: gamma = beta = NULL. Running
+ * statistics, if kept, move once per call by the average over n of the instances' own mean and unbiased variance, times
+ * hw / (hw - 1), biased with WF_BIASED. hw = 1 is WF_INVALID in training and in a backward pass without WF_FROZEN, unless
+ * the tensor is empty. A WF_FROZEN backward takes mean, rstd and mean_lo as [c]. */
+typedef struct wf_instancenorm {
+    size_t    size;
+    wf_dtype  x_dtype, w_dtype;
+    wf_layout layout;
+    uint32_t  flags;             /* WF_ACCUMULATE, WF_FROZEN, WF_BIASED                             */
+    int64_t   n, c, hw;
+    double    eps;
+    double    momentum;          /* weight of the NEW value, 0 to 1; train only                     */
+} wf_instancenorm;
+typedef struct wf_instancenorm_train_args {
+    size_t      size;
+    const void *x, *gamma, *beta;
+    const void *running_mean_in, *running_var_in;   /* [c] float (double for WF_F64); all four or none */
+    void       *running_mean_out, *running_var_out; /* [c]; may be the same buffers                 */
+    void       *y;                                  /* as x; may be x                               */
+    void       *mean, *rstd, *mean_lo;              /* [n, c], for the backward pass; NULL = not wanted */
+} wf_instancenorm_train_args;
+typedef struct wf_instancenorm_infer_args {
+    size_t      size;
+    const void *x, *gamma, *beta, *running_mean, *running_var;
+    void       *y;                                  /* as x; may be x                               */
+    void       *rstd;                               /* [c], for a WF_FROZEN backward, with running_mean as its mean; NULL =
+                                                       not wanted                                   */
+} wf_instancenorm_infer_args;
+typedef struct wf_instancenorm_backward_args {
+    size_t      size;
+    const void *dy, *x, *gamma, *mean, *rstd, *mean_lo; /* mean, rstd [n, c], needed; [c] with WF_FROZEN */
+    void       *dx, *dgamma, *dbeta;                    /* as x, [c], [c]; NULL = not wanted; dx may be dy */
+} wf_instancenorm_backward_args;
+WF_API wf_status wf_instancenorm_train(const wf_instancenorm *what, const wf_instancenorm_train_args *with,
+                                       const wf_exec *where);
+WF_API wf_status wf_instancenorm_infer(const wf_instancenorm *what, const wf_instancenorm_infer_args *with,
+                                       const wf_exec *where);
+WF_API wf_status wf_instancenorm_backward(const wf_instancenorm *what, const wf_instancenorm_backward_args *with,
+                                          const wf_exec *where);
+WF_API size_t wf_instancenorm_train_workspace(const wf_instancenorm *what, wf_backend backend);
+WF_API size_t wf_instancenorm_infer_workspace(const wf_instancenorm *what, wf_backend backend);
+WF_API size_t wf_instancenorm_backward_workspace(const wf_instancenorm *what, wf_backend backend);
+
+/* ---- Dropout -----------------------------------------------------------------------------------------------------
+ * y[i] = keep(u) ? x[i] * s : +0,  s = 1 / (1 - p), a select: a dropped NaN or Inf is +0. p = 0 copies, p = 1 gives
+ * zeros. Evaluation is not calling it. Nothing is saved for the backward pass: keep is a specified function of
+ * (seed, offset, u), so every back-end, launch shape and pass agrees bit for bit.
+ *
+ * u = the element's index in memory; with WF_FEATURES u = i * what.c + j for sample i and channel j, in both layouts.
+ * keep(u): word u % 4 of Philox4x32-10 with key = {seed lo, seed hi} and counter = {offset lo, offset hi, block lo,
+ * block hi}, block = u / 4, is less than T = floor((1 - p) 2^32 + 0.5), compared in 64 bits. That is
+ * curand_init(seed, u / 4, 4 * offset) and at::philox_engine(seed, u / 4, offset); PyTorch's own mapping of elements to
+ * threads, and so its masks, differ.
+ *
+ * Alpha dropout (for SELU, mean and variance kept): with alpha' = 1.7580993408473766,
+ * a = 1 / sqrt((alpha'^2 p + 1)(1 - p)) and b = a alpha' p: kept a x + b (two roundings), dropped b - a alpha'; backward
+ * a dy or 0; p = 1 gives 0. Constants are computed in double and rounded once. */
+typedef enum wf_dropout_kind { WF_DROPOUT = 0, WF_ALPHA_DROPOUT = 1 } wf_dropout_kind;
+typedef struct wf_dropout {
+    size_t          size;
+    wf_dtype        x_dtype;
+    wf_dropout_kind kind;
+    wf_layout       layout;  /* matters with WF_FEATURES only                                       */
+    uint32_t        flags;   /* WF_FEATURES                                                         */
+    int64_t         n, c, hw; /* n * c * hw elements                                                */
+    double          p;       /* probability to DROP, 0 <= p <= 1                                    */
+} wf_dropout;
+typedef struct wf_dropout_args {
+    size_t          size;
+    const void     *x;            /* backward: dy                                                   */
+    void           *y;            /* backward: dx; may be x                                         */
+    uint8_t        *mask;         /* forward writes bit u % 8 of byte u / 8: 1 = kept; ceil(units / 8) bytes, spare bits 0;
+                                     NULL = not wanted; backward ignores it                         */
+    uint64_t        seed, offset; /* a call uses up ONE offset, whatever its size                   */
+    const uint64_t *seed_ptr;     /* NULL, or in back-end memory, read when the kernel runs: replaces seed */
+    const uint64_t *offset_ptr;   /* NULL, or likewise: added to offset. A replayed CUDA graph then draws anew; neither is
+                                     ever written                                                   */
+} wf_dropout_args;
+WF_API wf_status wf_dropout_forward(const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where);
+WF_API wf_status wf_dropout_backward(const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where);
+WF_API size_t wf_dropout_forward_workspace(const wf_dropout *what, wf_backend backend);
+WF_API size_t wf_dropout_backward_workspace(const wf_dropout *what, wf_backend backend);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
