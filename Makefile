@@ -1,0 +1,229 @@
+# welford: normalization and dropout kernels.  `make help` lists the targets and variables.
+
+BUILD   ?= build
+PREFIX  ?= /usr/local
+LIBDIR  ?= $(PREFIX)/lib
+DESTDIR ?=
+OPENMP  ?= 1
+CUDA    ?= 0
+CFLAGS  ?=
+V       ?= 0
+
+SHELL    := /bin/bash -o pipefail
+Q        := $(if $(filter 1,$(V)),,@)
+on        = $(filter 1,$($1))
+MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null || uname -m)
+X86      := $(filter x86_64%,$(MACHINE))
+HEX      := $(shell sed -n 's/^.define WF_VERSION 0x\(..\)\(..\)\(..\).*/0x\1 0x\2 0x\3/p' include/welford.h)
+VERSION  := $(shell printf '%d.%d.%d' $(HEX))
+MAJOR    := $(firstword $(subst ., ,$(VERSION)))
+
+# Each kind of build has its own folder, so that one does not rebuild the other.
+KIND     := $(strip $(if $(call on,ASAN),asan) $(if $(call on,UBSAN),ubsan) $(if $(call on,TSAN),tsan) \
+            $(if $(call on,COVERAGE),coverage) $(if $(call on,FUZZ),fuzz))
+empty    :=
+comma    := ,
+O        := $(BUILD)$(if $(KIND),/$(subst $(empty) ,-,$(KIND)))
+
+# ---- flags ----
+
+ifneq ($(call on,TSAN)$(call on,FUZZ),)
+override OPENMP := 0    # libgomp's own synchronisation is invisible to TSan; libFuzzer wants one thread
+endif
+
+KIND_FLAGS := $(if $(KIND),-g -fno-omit-frame-pointer) $(if $(call on,ASAN),-fsanitize=address) \
+              $(if $(call on,UBSAN),-fsanitize=undefined -fno-sanitize-recover=all) \
+              $(if $(call on,TSAN),-fsanitize=thread) $(if $(call on,COVERAGE),--coverage -fprofile-abs-path) \
+              $(if $(call on,FUZZ),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all)
+WARNINGS   := -Wall -Wextra -Werror
+DEPENDS    := -MMD -MP
+# Asserts check the back-ends' own assumptions; a released library does not abort, so only the checking builds have them.
+NDEBUG     := $(if $(filter-out coverage,$(KIND)),,-DNDEBUG)
+OPTIMISE   := $(if $(call on,COVERAGE),-O1,-O3)
+
+LIB_FLAGS  := -std=gnu11 $(OPTIMISE) -fPIC -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden \
+              -fopenmp-simd $(NDEBUG) $(WARNINGS) $(KIND_FLAGS) $(if $(call on,FUZZ),-fsanitize=fuzzer-no-link) \
+              -Iinclude -Isrc $(CFLAGS)
+TEST_FLAGS := -std=gnu11 -O2 -g -ffp-contract=off -pthread $(WARNINGS) $(KIND_FLAGS) -Iinclude -Itests $(CFLAGS)
+LINK_FLAGS := $(KIND_FLAGS) $(CFLAGS) $(LDFLAGS)
+
+ifeq ($(OPENMP),1)
+OPENMP_FLAG  := -fopenmp
+PRIVATE_LIBS := -l$(if $(findstring clang,$(CC)),omp,gomp) -lm
+else
+PRIVATE_LIBS := -lm
+endif
+
+# The kernels: one source, an object per instruction set and arithmetic. None has FMA: contraction would change bits.
+ISAS ?= baseline $(if $(X86),avx2 avx512)
+ISA_baseline :=
+ISA_avx2     := -mavx2 -mf16c
+ISA_avx512   := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mprefer-vector-width=512
+REAL_f32     := float
+REAL_f64     := double
+ifeq ($(filter baseline,$(ISAS)),)
+$(error ISAS must name baseline)
+endif
+CPU_FLAGS := $(OPENMP_FLAG) $(if $(filter avx2,$(ISAS)),-DWF_HAVE_AVX2) $(if $(filter avx512,$(ISAS)),-DWF_HAVE_AVX512)
+
+# ---- what is built ----
+
+KERNELS  := $(foreach isa,$(ISAS),$(foreach real,f32 f64,$(O)/src/cpu/kernels_$(isa)_$(real).o))
+LIB_SRC  := $(wildcard src/*.c) src/cpu/cpu.c src/cuda/no_cuda.c
+LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o) $(KERNELS)
+STATIC   := $(O)/libwelford.a
+SHARED   := $(O)/libwelford.so.$(VERSION)
+LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
+TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c))
+FUZZERS  := $(patsubst tests/fuzz/%.c,$(O)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+
+all: $(STATIC) $(SHARED) $(LINKS)  ## the library, static and shared (the default)
+
+# ---- the library ----
+
+# Rebuild when a flag or the compiler changes, not only when a file does.
+FLAGS_TEXT = $(CC) $(shell $(CC) -dumpversion 2>/dev/null) $(LIB_FLAGS) $(CPU_FLAGS) $(LINK_FLAGS) $(ISAS)
+$(O)/flags: FORCE | setup
+	@mkdir -p $(@D); echo '$(FLAGS_TEXT)' | cmp -s - $@ || echo '$(FLAGS_TEXT)' > $@
+
+$(O)/src/%.o: src/%.c $(O)/flags
+	@mkdir -p $(@D); echo "  CC      $(@:$(O)/%=%)"
+	$(Q)$(CC) $(LIB_FLAGS) $(if $(filter src/cpu/cpu.c,$<),$(CPU_FLAGS)) $(DEPENDS) -c $< -o $@
+
+define kernel
+$(O)/src/cpu/kernels_$1_$2.o: src/cpu/kernels.c $(O)/flags
+	@mkdir -p $$(@D); echo "  CC      $$(@:$(O)/%=%)"
+	$(Q)$(CC) $(LIB_FLAGS) $(ISA_$1) -DWF_KERNELS=wf_kernels_$1_$2 -DWF_REAL=$(REAL_$2) $(DEPENDS) -c $$< -o $$@
+endef
+$(foreach isa,$(ISAS),$(foreach real,f32 f64,$(eval $(call kernel,$(isa),$(real)))))
+
+$(STATIC): $(LIB_OBJ)
+	@echo "  AR      $(@:$(O)/%=%)"; rm -f $@
+	$(Q)$(AR) rcsD $@ $(LIB_OBJ)
+
+$(SHARED): $(LIB_OBJ) src/welford.map
+	@echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) -shared -Wl,-soname,libwelford.so.$(MAJOR) -Wl,--version-script=src/welford.map \
+	    -Wl,-z,now,-z,relro,--as-needed$(if $(KIND),,$(comma)--no-undefined) $(LINK_FLAGS) $(LIB_OBJ) -o $@ $(OPENMP_FLAG) -lm
+
+$(O)/libwelford.so.$(MAJOR): $(SHARED)
+	@ln -sf $(notdir $<) $@
+$(O)/libwelford.so: $(O)/libwelford.so.$(MAJOR)
+	@ln -sf $(notdir $<) $@
+
+# ---- tests ----
+
+RUN_CHECK = $(if $(call on,QUICK),WELFORD_TEST_QUICK=1) $(if $(call on,TSAN),CK_FORK=no) \
+            $(if $(call on,VALGRIND),CK_TIMEOUT_MULTIPLIER=50 valgrind -q --error-exitcode=9) $(O)/tests/check $(SUITES) $(ARGS)
+
+check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-header check-readme check-install)  ## build and run every test (SUITES="layernorm api", QUICK=1 for some)
+	@echo "CUDA: SKIPPED (no CUDA back-end in this build)"
+	@$(RUN_CHECK)
+
+check-header:  ## the header is C99 and C++11, without a warning
+	@for lang in "c -std=c99" "c++ -std=c++11"; do \
+	    printf '#include "welford.h"\n#include "welford.h"\n' | \
+	    $(CC) -x $$lang -Wall -Wextra -pedantic -Werror -Iinclude -fsyntax-only - || exit 1; \
+	done; echo "header: C99 and C++11, no warnings"
+
+check-readme: $(O)/readme_example  ## README's example compiles and runs
+	@$<; echo "README example: compiled and run"
+
+check-install: all  ## install, use from outside by pkg-config and CMake, uninstall
+	@MAKE="$(MAKE)" CC="$(CC)" CXX="$(CXX)" tests/tools/check-install $(O) $(VERSION) $(OPENMP)
+
+check-aarch64: $(O)/tests/smoke  ## the same calls on aarch64 (cross gcc, qemu-user) give the same bits
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/aarch64 CC=aarch64-linux-gnu-gcc OPENMP=0 LDFLAGS=-static \
+	    $(BUILD)/aarch64/tests/smoke
+	@$(O)/tests/smoke > $(O)/smoke.x86_64
+	@qemu-aarch64 $(BUILD)/aarch64/tests/smoke > $(O)/smoke.aarch64
+	@diff $(O)/smoke.x86_64 $(O)/smoke.aarch64 && echo "aarch64: $$(wc -l < $(O)/smoke.aarch64) results, the same bits as here"
+
+check-torch: all  ## compare every operation with PyTorch (Debian's python3-torch, or another by PYTHON=)
+	@$(or $(PYTHON),python3) tests/torch/check_torch.py $(O)/libwelford.so $(ARGS)
+
+$(O)/tests/check: $(TEST_OBJ) $(STATIC)
+	@echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) $(LINK_FLAGS) $(TEST_OBJ) $(STATIC) -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+
+$(O)/tests/smoke: $(O)/tests/aarch64/smoke.o $(STATIC)
+	@echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) -lm
+
+$(O)/tests/%.o: tests/%.c $(O)/flags
+	@mkdir -p $(@D); echo "  CC      $(@:$(O)/%=%)"
+	$(Q)$(CC) $(TEST_FLAGS) $(DEPENDS) -c $< -o $@
+
+$(O)/readme_example.c: README.md
+	@mkdir -p $(@D); sed -n '/^```c$$/,/^```$$/{/^```/!p}' $< > $@
+$(O)/readme_example: $(O)/readme_example.c $(STATIC)
+	@$(CC) $(TEST_FLAGS) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) -lm
+
+fuzz:  ## libFuzzer: bytes into calls, under sanitizers, against the oracle (FUZZ_TIME=60 seconds)
+	@$(MAKE) --no-print-directory FUZZ=1 CC=clang ISAS="$(ISAS)" run-fuzz
+
+run-fuzz: $(FUZZERS)
+	@for f in $(FUZZERS); do \
+	    mkdir -p $$f.corpus && $$f -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(ARGS) $$f.corpus || exit 1; \
+	done
+
+# ---- quality ----
+
+coverage:  ## lines of src/ that the tests run (gcovr; text and build/coverage/index.html)
+	@$(MAKE) --no-print-directory COVERAGE=1 check
+	@gcovr -r . --object-directory $(BUILD)/coverage --filter src/ --exclude-unreachable-branches \
+	    --html-details $(BUILD)/coverage/index.html --print-summary
+
+mutate:  ## 100 small mistakes in src/, one at a time: does a test notice? (hours; writes tests/mutation.md)
+	@python3 tests/tools/mutate.py --work $(BUILD)/mutate $(ARGS)
+
+lint:  ## format, include graph, file sizes, static analysis
+	@tests/tools/lint
+
+# ---- install ----
+
+PC_LIBDIR = $(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))
+CMAKEDIR  = $(LIBDIR)/cmake/welford
+FILL      = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@PC_LIBDIR@|$(PC_LIBDIR)|g' -e 's|@VERSION@|$(VERSION)|g' \
+            -e 's|@MAJOR@|$(MAJOR)|g' -e 's|@PRIVATE_LIBS@|$(PRIVATE_LIBS)|g' \
+            -e "s|@PREFIX_FROM_HERE@|$$(realpath -m --relative-to=$(CMAKEDIR) $(PREFIX))|g"
+
+install: all  ## into PREFIX (/usr/local), LIBDIR, staged in DESTDIR
+	@install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(CMAKEDIR)
+	@install -m 644 include/welford.h $(DESTDIR)$(PREFIX)/include
+	@install -m 644 $(STATIC) $(SHARED) $(DESTDIR)$(LIBDIR)
+	@cp -P $(LINKS) $(DESTDIR)$(LIBDIR)
+	@$(FILL) welford.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/welford.pc
+	@for f in welfordConfig welfordConfigVersion; do $(FILL) cmake/$$f.cmake.in > $(DESTDIR)$(CMAKEDIR)/$$f.cmake; done
+
+uninstall:  ## take away what install put there
+	@rm -f $(DESTDIR)$(PREFIX)/include/welford.h $(addprefix $(DESTDIR)$(LIBDIR)/,$(notdir $(STATIC) $(SHARED) $(LINKS))) \
+	    $(DESTDIR)$(LIBDIR)/pkgconfig/welford.pc
+	@rm -rf $(DESTDIR)$(CMAKEDIR)
+
+# ---- housekeeping ----
+
+clean:  ## remove BUILD
+	rm -rf $(BUILD)
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*  ## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  BUILD=dir  CC=gcc|clang  CFLAGS="more flags"  PREFIX=dir  LIBDIR=dir  DESTDIR=dir  OPENMP=1|0  V=1'
+	@echo '  ASAN=1  UBSAN=1  TSAN=1  COVERAGE=1  VALGRIND=1   check under these, each in its own folder of BUILD'
+	@echo '  ISAS="baseline avx2 avx512"   fewer of them for a quicker build'
+	@echo '  QUICK=1  SUITES="name ..."  ARGS="..."   for check; ARGS also for demo, fuzz, mutate, check-torch'
+
+# What a target needs from the system is looked for before anything is built, and installed where that is possible.
+PURPOSES := $(patsubst check-%,%,$(filter check check-aarch64 check-install check-torch coverage demo fuzz lint,$(MAKECMDGOALS))) \
+            $(if $(call on,VALGRIND),valgrind)
+setup:
+	@$(if $(strip $(PURPOSES)),.ci/setup $(PURPOSES))
+check-header check-readme check-install check-aarch64 check-torch coverage fuzz mutate lint: | setup
+
+FORCE:
+.PHONY: all check check-header check-readme check-install check-aarch64 check-torch fuzz run-fuzz coverage mutate lint \
+        install uninstall clean help setup FORCE
+.DELETE_ON_ERROR:
+
+-include $(LIB_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(O)/tests/aarch64/smoke.d
