@@ -12,7 +12,7 @@
 #define ASAN_UNPOISON_MEMORY_REGION(p, size) ((void)(p), (void)(size))
 #endif
 
-/* One allocation:  base ... | record | canary | buffer | canary |.  The record lies at a fixed distance before the buffer. */
+/* One allocation:  base ... | record | canary | buffer | canary |,  the record at a fixed distance before the buffer. */
 enum { kCanary = 256, kAlign = 64 };
 typedef struct guard_record {
     void *base;

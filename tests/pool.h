@@ -1,4 +1,4 @@
-/* pool.h - a small pthread pool, for where.parallel_for in tests: it splits the work in ways that OpenMP never would. */
+/* pool.h - a small pthread pool for where.parallel_for: it splits the work in ways that OpenMP never would. */
 #ifndef TESTS_POOL_H
 #define TESTS_POOL_H
 
