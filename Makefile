@@ -44,7 +44,10 @@ OPTIMISE   := $(if $(call on,COVERAGE),-O1,-O3)
 LIB_FLAGS  := -std=gnu11 $(OPTIMISE) -fPIC -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden \
               -fopenmp-simd $(NDEBUG) $(WARNINGS) $(KIND_FLAGS) $(if $(call on,FUZZ),-fsanitize=fuzzer-no-link) \
               -Iinclude -Isrc $(CFLAGS)
-TEST_FLAGS := -std=gnu11 -O2 -g -ffp-contract=off -pthread $(WARNINGS) $(KIND_FLAGS) -Iinclude -Itests $(CFLAGS)
+# The oracle's __float128 functions are gcc's; clang finds their header behind its own.
+QUADMATH   := $(if $(findstring clang,$(CC)),-idirafter $(shell gcc -print-file-name=include))
+TEST_FLAGS := -std=gnu11 -O2 -g -ffp-contract=off -pthread $(WARNINGS) $(KIND_FLAGS) -Iinclude -Itests $(QUADMATH) $(CFLAGS)
+DEMO_FLAGS := -std=gnu11 -O3 -fno-math-errno -pthread $(WARNINGS) $(KIND_FLAGS) -Iinclude $(CFLAGS)
 LINK_FLAGS := $(KIND_FLAGS) $(CFLAGS) $(LDFLAGS)
 
 ifeq ($(OPENMP),1)
@@ -52,6 +55,10 @@ OPENMP_FLAG  := -fopenmp
 PRIVATE_LIBS := -l$(if $(findstring clang,$(CC)),omp,gomp) -lm
 else
 PRIVATE_LIBS := -lm
+endif
+
+ifneq ($(call on,CUDA),)
+$(warning CUDA=1: there is no CUDA back-end yet; building without)
 endif
 
 # The kernels: one source, an object per instruction set and arithmetic. None has FMA: contraction would change bits.
@@ -75,7 +82,9 @@ STATIC   := $(O)/libwelford.a
 SHARED   := $(O)/libwelford.so.$(VERSION)
 LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
 TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c))
-FUZZERS  := $(patsubst tests/fuzz/%.c,$(O)/tests/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/fuzz/*.c) $(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c)))
+DEMO_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard examples/demo/*.c))
+EXAMPLES := $(patsubst %.c,$(O)/%,$(wildcard examples/*.c))
 
 all: $(STATIC) $(SHARED) $(LINKS)  ## the library, static and shared (the default)
 
@@ -162,10 +171,30 @@ $(O)/readme_example: $(O)/readme_example.c $(STATIC)
 fuzz:  ## libFuzzer: bytes into calls, under sanitizers, against the oracle (FUZZ_TIME=60 seconds)
 	@$(MAKE) --no-print-directory FUZZ=1 CC=clang ISAS="$(ISAS)" run-fuzz
 
-run-fuzz: $(FUZZERS)
-	@for f in $(FUZZERS); do \
-	    mkdir -p $$f.corpus && $$f -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(ARGS) $$f.corpus || exit 1; \
-	done
+run-fuzz: $(O)/tests/fuzzer
+	@mkdir -p $(O)/corpus
+	@$< -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(ARGS) $(O)/corpus
+
+$(O)/tests/fuzzer: $(FUZZ_OBJ) $(STATIC)
+	@echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) $(LINK_FLAGS) -fsanitize=fuzzer $^ -o $@ $$(pkg-config --libs check) -pthread -lquadmath -lm
+
+# ---- demo and examples ----
+
+demo: $(O)/examples/demo/demo $(EXAMPLES)  ## what each layer is for, on Fashion-MNIST: minutes (ARGS=--quick: seconds; ARGS=--help)
+	@$< --out $(O)/demo $(ARGS)
+
+$(O)/examples/demo/demo: $(DEMO_OBJ) $(STATIC)
+	@echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs openblas zlib) $(OPENMP_FLAG) -pthread -lm
+
+$(EXAMPLES): $(O)/%: $(O)/%.o $(STATIC)
+	@echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) -lm
+
+$(O)/examples/%.o: examples/%.c $(O)/flags
+	@mkdir -p $(@D); echo "  CC      $(@:$(O)/%=%)"
+	$(Q)$(CC) $(DEMO_FLAGS) $(if $(findstring /demo/,$<),$$(pkg-config --cflags openblas zlib)) $(DEPENDS) -c $< -o $@
 
 # ---- quality ----
 
@@ -222,8 +251,8 @@ setup:
 check-header check-readme check-install check-aarch64 check-torch coverage fuzz mutate lint: | setup
 
 FORCE:
-.PHONY: all check check-header check-readme check-install check-aarch64 check-torch fuzz run-fuzz coverage mutate lint \
+.PHONY: all check check-header check-readme check-install check-aarch64 check-torch fuzz run-fuzz demo coverage mutate lint \
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
--include $(LIB_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(O)/tests/aarch64/smoke.d
+-include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d
