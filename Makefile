@@ -129,6 +129,9 @@ check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-h
 	@echo "CUDA: SKIPPED (no CUDA back-end in this build)"
 	@$(RUN_CHECK)
 
+run-check: $(O)/tests/check
+	@$(RUN_CHECK)
+
 check-header:  ## the header is C99 and C++11, without a warning
 	@for lang in "c -std=c99" "c++ -std=c++11"; do \
 	    printf '#include "welford.h"\n#include "welford.h"\n' | \
@@ -251,7 +254,7 @@ setup:
 check-header check-readme check-install check-aarch64 check-torch coverage fuzz mutate lint: | setup
 
 FORCE:
-.PHONY: all check check-header check-readme check-install check-aarch64 check-torch fuzz run-fuzz demo coverage mutate lint \
+.PHONY: all check run-check check-header check-readme check-install check-aarch64 check-torch fuzz run-fuzz demo coverage mutate lint \
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
