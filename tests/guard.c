@@ -32,7 +32,7 @@ static guard_record read_record(const uint8_t *buffer)
 void *guard_alloc(size_t size, size_t misalign_bytes)
 {
     const size_t front = sizeof(guard_record) + kCanary + kAlign;
-    uint8_t *base = misalign_bytes < kAlign ? malloc(front + kAlign + size + kCanary) : NULL;
+    uint8_t *base = misalign_bytes < kAlign ? malloc(front + 2 * kAlign + size + kCanary) : NULL;
     if (!base) {
         fprintf(stderr, "guard_alloc(%zu, %zu) failed\n", size, misalign_bytes);
         abort();
