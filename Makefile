@@ -44,8 +44,8 @@ OPTIMISE   := $(if $(call on,COVERAGE),-O1,-O3)
 LIB_FLAGS  := -std=gnu11 $(OPTIMISE) -fPIC -ffp-contract=off -fno-math-errno -fno-trapping-math -fvisibility=hidden \
               -fopenmp-simd $(NDEBUG) $(WARNINGS) $(KIND_FLAGS) $(if $(call on,FUZZ),-fsanitize=fuzzer-no-link) \
               -Iinclude -Isrc $(CFLAGS)
-# The oracle's __float128 functions are gcc's; clang finds their header behind its own.
-QUADMATH   := $(if $(findstring clang,$(CC)),-idirafter $(shell gcc -print-file-name=include))
+# The oracle uses __float128 by quadmath.h, which is gcc's; clang finds it behind its own headers, with one builtin to map.
+QUADMATH   := $(if $(findstring clang,$(CC)),-idirafter $(shell gcc -print-file-name=include) -D__builtin_huge_valq=__builtin_huge_val)
 TEST_FLAGS := -std=gnu11 -O2 -g -ffp-contract=off -pthread $(WARNINGS) $(KIND_FLAGS) -Iinclude -Itests $(QUADMATH) $(CFLAGS)
 DEMO_FLAGS := -std=gnu11 -O3 -fno-math-errno -pthread $(WARNINGS) $(KIND_FLAGS) -Iinclude $(CFLAGS)
 LINK_FLAGS := $(KIND_FLAGS) $(CFLAGS) $(LDFLAGS)
@@ -82,7 +82,9 @@ STATIC   := $(O)/libwelford.a
 SHARED   := $(O)/libwelford.so.$(VERSION)
 LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
 TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c))
-FUZZ_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/fuzz/*.c) $(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c)))
+REPLAY   := $(O)/tests/fuzz/fuzz_replay
+FUZZ_OBJ := $(filter-out $(REPLAY).o,$(patsubst %.c,$(O)/%.o,$(wildcard tests/fuzz/*.c) \
+            $(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c))))
 DEMO_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard examples/demo/*.c))
 EXAMPLES := $(patsubst %.c,$(O)/%,$(wildcard examples/*.c))
 
@@ -125,7 +127,7 @@ $(O)/libwelford.so: $(O)/libwelford.so.$(MAJOR)
 RUN_CHECK = $(if $(call on,QUICK),WELFORD_TEST_QUICK=1) $(if $(call on,TSAN),CK_FORK=no) \
             $(if $(call on,VALGRIND),CK_TIMEOUT_MULTIPLIER=50 valgrind -q --error-exitcode=9) $(O)/tests/check $(SUITES) $(ARGS)
 
-check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-header check-readme check-install)  ## build and run every test (SUITES="layernorm api", QUICK=1 for some)
+check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-header check-readme check-fuzz check-install)  ## build and run every test (SUITES="layernorm api", QUICK=1 for some)
 	@echo "CUDA: SKIPPED (no CUDA back-end in this build)"
 	@$(RUN_CHECK)
 
@@ -174,13 +176,22 @@ $(O)/readme_example: $(O)/readme_example.c $(STATIC)
 fuzz:  ## libFuzzer: bytes into calls, under sanitizers, against the oracle (FUZZ_TIME=60 seconds)
 	@$(MAKE) --no-print-directory FUZZ=1 CC=clang ISAS="$(ISAS)" run-fuzz
 
-run-fuzz: $(O)/tests/fuzzer
-	@mkdir -p $(O)/corpus
-	@$< -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(ARGS) $(O)/corpus
+run-fuzz: $(O)/tests/fuzz/fuzz_calls $(REPLAY)
+	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus
+	@$< -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(or $(ARGS),$(O)/corpus)
 
-$(O)/tests/fuzzer: $(FUZZ_OBJ) $(STATIC)
+check-fuzz: $(REPLAY)  ## the fuzzer's first inputs, without libFuzzer; or those named by ARGS
+	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus
+	@$(REPLAY) $(or $(ARGS),$(O)/corpus) > $(O)/replay.log 2>&1 || { tail -n 20 $(O)/replay.log; exit 1; }
+	@echo "fuzz: $$(ls $(O)/corpus | wc -l) first inputs replayed"
+
+$(O)/tests/fuzz/fuzz_calls: $(FUZZ_OBJ) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) -fsanitize=fuzzer $^ -o $@ $$(pkg-config --libs check) -pthread -lquadmath -lm
+
+$(REPLAY): $(REPLAY).o $(FUZZ_OBJ) $(STATIC)
+	@echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
 
 # ---- demo and examples ----
 
@@ -254,8 +265,9 @@ setup:
 check-header check-readme check-install check-aarch64 check-torch coverage fuzz mutate lint: | setup
 
 FORCE:
-.PHONY: all check run-check check-header check-readme check-install check-aarch64 check-torch fuzz run-fuzz demo coverage mutate lint \
+.PHONY: all check run-check check-header check-readme check-fuzz check-install check-aarch64 \
+        check-torch fuzz run-fuzz demo coverage mutate lint \
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
--include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d
+-include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d
