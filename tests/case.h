@@ -1,0 +1,80 @@
+/* case.h - one call of the library as one line of text, for tests, the benchmark tool and the fuzzer:
+ *
+ *     layernorm_backward x=bf16 w=f32 rows=33 cols=1000 x_stride=1024 eps=1e-5 data=offset seed=7 null=beta,mean_lo
+ *
+ * The first word is the API's name of the operation; the rest are fields in any order, absent ones have the values of
+ * case_default(). case_print() and case_parse() are exact inverses. Values are not judged here: bad ones reach the library. */
+#ifndef WELFORD_TESTS_CASE_H
+#define WELFORD_TESTS_CASE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "welford.h"
+
+typedef enum Norm { LAYERNORM, RMSNORM, GROUPNORM, INSTANCENORM, BATCHNORM, DROPOUT, NORM_COUNT } Norm;
+
+typedef enum Op {
+    LAYERNORM_FORWARD, LAYERNORM_BACKWARD,
+    RMSNORM_FORWARD, RMSNORM_BACKWARD,
+    GROUPNORM_FORWARD, GROUPNORM_BACKWARD,
+    INSTANCENORM_TRAIN, INSTANCENORM_INFER, INSTANCENORM_BACKWARD,
+    BATCHNORM_TRAIN, BATCHNORM_INFER, BATCHNORM_BACKWARD,
+    DROPOUT_FORWARD, DROPOUT_BACKWARD,
+    OP_COUNT
+} Op;
+
+typedef enum Data { /* see data.h */
+    NORMAL, OFFSET, RATIO6, CONSTANT, SUBNORMAL, HUGE18, HUGE30, NANROW, INFROW, OUTLIER, EXACTSUM, ONES, TINY, BIG,
+    DATA_COUNT
+} Data;
+
+enum { /* Case.null: the buffers given as NULL */
+    NULL_X = 1, NULL_Y = 2, NULL_DY = 4, NULL_DX = 8, NULL_GAMMA = 16, NULL_BETA = 32, NULL_DGAMMA = 64,
+    NULL_DBETA = 128, NULL_MEAN = 256, NULL_RSTD = 512 /* RMSNorm: rrms */, NULL_MEAN_LO = 1024, NULL_MASK = 2048
+};
+
+typedef enum Running { /* BatchNorm and InstanceNorm training: where the running statistics are */
+    RUNNING_NONE, RUNNING_SEPARATE, RUNNING_IN_PLACE, RUNNING_NAN /* separate, every old value a NaN */
+} Running;
+
+typedef enum FpMode { MODE_NEAREST, MODE_UP, MODE_DOWN, MODE_ZERO, MODE_FLUSH /* to zero, and denormals are zero */ } FpMode;
+
+typedef struct Case {
+    Op         op;
+    wf_dtype   x, w;
+    wf_layout  layout;
+    wf_backend backend;
+    uint32_t   flags; /* WF_ACCUMULATE ... WF_BIASED */
+    uint32_t   null;
+    int64_t    rows, cols, x_stride, y_stride, dx_stride, dy_stride; /* strides as in the API: 0 = cols and so on */
+    int64_t    n, c, hw, groups;
+    double     eps, momentum, weight_offset, p;
+    int32_t    kind; /* dropout: wf_dropout_kind */
+    uint64_t   offset; /* dropout */
+    Data       data;
+    uint64_t   seed;
+    Running    running;
+    int32_t    inplace;  /* y is x, dx is dy */
+    int32_t    misalign; /* elements by which every buffer is off its alignment */
+    int32_t    threads;
+    int32_t    pool; /* threads of a pool given as parallel_for; 0 = none */
+    FpMode     fpmode; /* of the calling thread */
+    char       variant[32]; /* "" = the library's choice */
+} Case;
+
+enum { CASE_SIZE = 1024 }; /* bytes that hold any printed case */
+
+Case        case_default(Op op);
+const char *case_parse(Case *, const char *line); /* NULL, or what is wrong, in a static buffer */
+char       *case_print(const Case *, char line[CASE_SIZE]); /* line */
+
+const char *op_name(Op);
+Norm        op_norm(Op);
+bool        op_is_backward(Op);
+bool        op_is_infer(Op);
+const char *dtype_name(wf_dtype);
+const char *data_name(Data);
+
+#endif
