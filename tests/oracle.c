@@ -1,0 +1,273 @@
+#include "oracle.h"
+
+#include <math.h>
+#include <quadmath.h>
+#include <stdlib.h>
+
+const char *output_name(Output out)
+{
+    static const char *const names[] = { "y", "mean", "mean+mean_lo", "rstd", "running_mean", "running_var", "dx",
+                                         "dgamma", "dbeta" };
+    return names[out];
+}
+
+static double unit_roundoff(const Problem *p) { return p->c->x == WF_F64 ? 0x1p-53 : 0x1p-24; }
+static bool centered(const Problem *p) { return op_norm(p->c->op) != RMSNORM; }
+
+/* Statistics that are constants of the call: evaluation, and the backward pass of it. */
+static bool frozen(const Problem *p)
+{
+    Norm norm = op_norm(p->c->op);
+    return op_is_infer(p->c->op) ||
+           (op_is_backward(p->c->op) && p->c->flags & WF_FROZEN && (norm == BATCHNORM || norm == INSTANCENORM));
+}
+
+static Quad gamma_of(const Problem *p, const Quad *gamma, int64_t i)
+{
+    return gamma ? (Quad)p->c->weight_offset + gamma[p->param[i]] : 1;
+}
+
+static Quad *zeros(int64_t n) { return calloc((size_t)n + 1, sizeof(Quad)); }
+
+/* rstd = 1 / sqrt(var + eps); 0 where that divides by zero. */
+static Quad rstd_of(const Problem *p, Quad var)
+{
+    Quad v = var + (Quad)p->c->eps;
+    return v == 0 ? 0 : 1 / sqrtq(v);
+}
+
+/* mean = sum x / M, var = sum (x - mean)^2 / M over each slot; RMSNorm has no mean. Statistics of nothing are 0. */
+static Statistics statistics(const Problem *p, const Quad *x)
+{
+    Statistics s = { zeros(p->slots), zeros(p->slots), zeros(p->slots) };
+    if (frozen(p)) {
+        for (int64_t i = 0; i < p->slots; i++) {
+            s.mean[i] = p->running_mean[i];
+            s.var[i] = p->running_var[i];
+            s.rstd[i] = rstd_of(p, s.var[i]);
+        }
+        return s;
+    }
+    if (centered(p)) {
+        for (int64_t i = 0; i < p->count; i++)
+            s.mean[p->slot[i]] += x[i];
+        for (int64_t i = 0; i < p->slots && p->per_slot; i++)
+            s.mean[i] /= p->per_slot;
+    }
+    for (int64_t i = 0; i < p->count; i++) {
+        Quad d = x[i] - s.mean[p->slot[i]];
+        s.var[p->slot[i]] += d * d;
+    }
+    for (int64_t i = 0; i < p->slots && p->per_slot; i++) {
+        s.var[i] /= p->per_slot;
+        s.rstd[i] = rstd_of(p, s.var[i]);
+    }
+    return s;
+}
+
+static void free_statistics(Statistics s) { free(s.mean), free(s.var), free(s.rstd); }
+
+void oracle_forward(const Problem *p, const Quad *x, const Quad *gamma, const Quad *beta, Quad *y)
+{
+    Statistics s = statistics(p, x);
+    for (int64_t i = 0; i < p->count; i++) {
+        Quad xhat = (x[i] - s.mean[p->slot[i]]) * s.rstd[p->slot[i]];
+        y[i] = xhat * gamma_of(p, gamma, i) + (beta ? beta[p->param[i]] : 0);
+    }
+    free_statistics(s);
+}
+
+static Expected expected(int64_t count, wf_dtype dtype, bool rounded)
+{
+    return (Expected){ count, zeros(count), calloc((size_t)count + 1, sizeof(double)), dtype, rounded };
+}
+
+/* A slot of which only containment is promised: magnitudes beyond 2^60 (f64: where squares overflow), a standard
+ * deviation below the normal numbers with eps = 0, mean / sd above 1e6. */
+static bool *unpromised(const Problem *p, const Statistics *s)
+{
+    bool *loose = calloc((size_t)p->slots + 1, sizeof *loose);
+    double largest = p->c->x == WF_F64 ? 0x1p480 : 0x1p60, least_sd = p->c->x == WF_F64 ? 0x1p-1022 : 0x1p-126;
+    for (int64_t i = 0; i < p->count; i++)
+        loose[p->slot[i]] |= finiteq(p->x[i]) && fabsq(p->x[i]) > largest;
+    for (int64_t i = 0; i < p->slots && !frozen(p); i++) {
+        Quad sd = sqrtq(s->var[i]);
+        loose[i] |= sd > 0 && ((p->c->eps == 0 && sd < least_sd) || fabsq(s->mean[i]) > 1e6 * sd);
+    }
+    return loose;
+}
+
+static void solve_forward(const Problem *p, const Statistics *s, const bool *loose, Expected out[OUTPUT_COUNT])
+{
+    const double u = unit_roundoff(p);
+    out[OUT_Y] = expected(p->count, p->c->x, true);
+    Expected *y = &out[OUT_Y];
+    oracle_forward(p, p->x, p->gamma, p->beta, y->value);
+    for (int64_t i = 0; i < p->count; i++) {
+        const int32_t slot = p->slot[i];
+        double xhat = (double)((p->x[i] - s->mean[slot]) * s->rstd[slot]);
+        double gamma = fabs((double)gamma_of(p, p->gamma, i));
+        double beta = p->beta ? fabs((double)p->beta[p->param[i]]) : 0;
+        y->bar[i] = centered(p) ? 8 * u * (gamma * fmax(1, fabs(xhat)) + beta) : 6 * u * fabs((double)y->value[i]);
+        if (loose[slot])
+            y->bar[i] = HUGE_VAL;
+    }
+}
+
+static void solve_statistics(const Problem *p, const Statistics *s, const bool *loose, Expected out[OUTPUT_COUNT])
+{
+    const wf_dtype stat = stat_dtype(p->c->x);
+    const double u = unit_roundoff(p), tiny = least(stat); /* mean and mean_lo are rounded to multiples of it */
+    Expected *mean = &out[OUT_MEAN], *pair = &out[OUT_MEAN_PAIR], *rstd = &out[OUT_RSTD];
+    *rstd = expected(p->slots, stat, false);
+    if (centered(p) && !frozen(p)) {
+        *mean = expected(p->slots, stat, false);
+        *pair = expected(p->slots, stat, false);
+    }
+    for (int64_t i = 0; i < p->slots; i++) {
+        double sd = (double)sqrtq(s->var[i]);
+        if (!finiteq(s->mean[i]))
+            s->mean[i] = nanq(""); /* NaN and Inf are not told apart in statistics */
+        rstd->value[i] = s->rstd[i];
+        rstd->bar[i] = loose[i] ? HUGE_VAL : 4 * u * (double)s->rstd[i];
+        if (!mean->value)
+            continue;
+        mean->value[i] = pair->value[i] = s->mean[i];
+        mean->bar[i] = loose[i] ? HUGE_VAL : fmax(u * fabs((double)s->mean[i]), tiny / 2) + 4 * u * sd;
+        pair->bar[i] = loose[i] ? HUGE_VAL : 4 * u * sd + (sd > 0 ? tiny : 0);
+    }
+}
+
+/* out = (1 - momentum) in + momentum * batch; momentum = 1 copies. BatchNorm's batch statistics are the channel's own,
+ * InstanceNorm's the average over its n instances. Nothing to average: in is copied. */
+static void solve_running(const Problem *p, const Statistics *s, const bool *loose, Expected out[OUTPUT_COUNT])
+{
+    const Case *c = p->c;
+    const double u = unit_roundoff(p);
+    const Quad m = c->momentum;
+    const int64_t instances = op_norm(c->op) == INSTANCENORM ? c->n : 1;
+    const Quad correction = c->flags & WF_BIASED ? 1 : (Quad)p->per_slot / (p->per_slot - 1);
+    Expected *mean = &out[OUT_RUNNING_MEAN], *var = &out[OUT_RUNNING_VAR];
+    *mean = expected(p->params, stat_dtype(c->x), false);
+    *var = expected(p->params, stat_dtype(c->x), false);
+    for (int64_t i = 0; i < p->params; i++) {
+        Quad old_mean = p->running_mean[i], old_var = p->running_var[i], new_mean = 0, new_var = 0;
+        double sd = 0;
+        bool unknown = false;
+        for (int64_t k = 0; k < instances && p->count; k++) {
+            const int64_t slot = k * p->params + i;
+            new_mean += s->mean[slot] / instances;
+            new_var += s->var[slot] * correction / instances;
+            sd += (double)(sqrtq(s->var[slot]) / instances);
+            unknown |= loose[slot];
+        }
+        if (!p->count) {
+            mean->value[i] = old_mean;
+            var->value[i] = old_var;
+            continue;
+        }
+        if (m == 1)
+            old_mean = old_var = 0;
+        mean->value[i] = (1 - m) * old_mean + m * new_mean;
+        var->value[i] = (1 - m) * old_var + m * new_var;
+        mean->bar[i] = 4 * u * ((double)(fabsq(old_mean) + fabsq(new_mean)) + c->momentum * sd);
+        var->bar[i] = 8 * u * (double)(old_var + new_var);
+        if (unknown)
+            mean->bar[i] = var->bar[i] = HUGE_VAL;
+    }
+}
+
+/* With g = gamma dy:  dx = rstd (g - mean(g) - xhat mean(g xhat)), without the terms of a mean for RMSNorm, without both
+ * terms for frozen statistics.  dgamma = sum dy xhat, dbeta = sum dy. */
+static void solve_backward(const Problem *p, const Statistics *s, const bool *loose, const Quad *mean_given,
+                           Expected out[OUTPUT_COUNT])
+{
+    const Case *c = p->c;
+    const double u = unit_roundoff(p), log2_m = p->per_param > 1 ? log2((double)p->per_param) : 0;
+    const bool flows = !frozen(p); /* through the statistics too */
+    Quad *mean_g = zeros(p->slots), *mean_gx = zeros(p->slots), *xhat = zeros(p->count);
+    double *abs_g = calloc((size_t)p->slots + 1, sizeof *abs_g), *abs_gx = calloc((size_t)p->slots + 1, sizeof *abs_gx);
+    Expected *dx = &out[OUT_DX], *dgamma = &out[OUT_DGAMMA], *dbeta = &out[OUT_DBETA];
+    *dx = expected(p->count, c->x, true);
+    *dgamma = expected(p->params, c->w, true);
+    if (centered(p))
+        *dbeta = expected(p->params, c->w, true);
+
+    for (int64_t i = 0; i < p->count; i++) {
+        const int32_t slot = p->slot[i], param = p->param[i];
+        const Quad mean = mean_given ? mean_given[slot] : s->mean[slot], dy = p->dy[i];
+        const Quad g = dy * gamma_of(p, p->gamma, i);
+        /* What rounding the mean adds to |xhat|. */
+        const double widened = mean_given ? u * fabs((double)(s->mean[slot] * s->rstd[slot])) : 0;
+        xhat[i] = (p->x[i] - mean) * s->rstd[slot];
+        const double magnitude = fabs((double)xhat[i]) + widened;
+        mean_g[slot] += g;
+        mean_gx[slot] += g * xhat[i];
+        abs_g[slot] += fabs((double)g);
+        abs_gx[slot] += fabs((double)g) * magnitude;
+        dgamma->value[param] += dy * xhat[i];
+        dgamma->bar[param] += fabs((double)dy) * (centered(p) ? fmax(1, magnitude) : magnitude);
+        if (loose[slot])
+            dgamma->bar[param] = HUGE_VAL;
+        if (!centered(p))
+            continue;
+        dbeta->value[param] += dy;
+        dbeta->bar[param] += fabs((double)dy);
+    }
+    for (int64_t i = 0; i < p->count; i++) {
+        const int32_t slot = p->slot[i];
+        const Quad g = p->dy[i] * gamma_of(p, p->gamma, i), m = p->per_slot;
+        const double widened = mean_given ? u * fabs((double)(s->mean[slot] * s->rstd[slot])) : 0;
+        const double magnitude = fabs((double)xhat[i]) + widened;
+        Quad sum = g;
+        double scale = fabs((double)g);
+        if (flows && centered(p)) {
+            sum -= mean_g[slot] / m;
+            scale += abs_g[slot] / (double)m;
+        }
+        if (flows) {
+            sum -= xhat[i] * (mean_gx[slot] / m);
+            scale += magnitude * (abs_gx[slot] / (double)m);
+        }
+        dx->value[i] = s->rstd[slot] * sum;
+        dx->bar[i] = loose[slot] ? HUGE_VAL : 16 * u * (double)s->rstd[slot] * scale;
+    }
+    for (int64_t i = 0; i < p->params; i++) {
+        dgamma->bar[i] *= (8 + log2_m) * u;
+        if (dbeta->value)
+            dbeta->bar[i] *= (8 + log2_m) * u;
+        if (!(c->flags & WF_ACCUMULATE))
+            continue;
+        dgamma->value[i] += p->old_dgamma[i];
+        dgamma->bar[i] += u * fabs((double)dgamma->value[i]); /* the addition, in float */
+        if (dbeta->value) {
+            dbeta->value[i] += p->old_dbeta[i];
+            dbeta->bar[i] += u * fabs((double)dbeta->value[i]);
+        }
+    }
+    free(mean_g), free(mean_gx), free(xhat), free(abs_g), free(abs_gx);
+}
+
+void oracle_solve(const Problem *p, const Quad *mean_given, Expected out[OUTPUT_COUNT])
+{
+    Statistics s = statistics(p, p->x);
+    bool *loose = unpromised(p, &s);
+    for (int i = 0; i < OUTPUT_COUNT; i++)
+        out[i] = (Expected){ 0 };
+    if (op_is_backward(p->c->op)) {
+        solve_backward(p, &s, loose, mean_given, out);
+    } else {
+        solve_forward(p, &s, loose, out);
+        solve_statistics(p, &s, loose, out);
+        if (p->c->running && !op_is_infer(p->c->op))
+            solve_running(p, &s, loose, out);
+    }
+    free(loose);
+    free_statistics(s);
+}
+
+void oracle_free(Expected out[OUTPUT_COUNT])
+{
+    for (int i = 0; i < OUTPUT_COUNT; i++)
+        free(out[i].value), free(out[i].bar);
+}
