@@ -1,0 +1,537 @@
+#include "run.h"
+
+#include <fenv.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#endif
+
+#include "guard.h"
+#include "pool.h"
+
+const char run_unsupported[] = "unsupported";
+
+static _Thread_local char text[CASE_SIZE + 512];
+
+static const char *failure(const Case *c, const char *format, ...)
+{
+    char line[CASE_SIZE];
+    va_list args;
+    va_start(args, format);
+    int at = vsnprintf(text, 512, format, args);
+    va_end(args);
+    snprintf(text + at, sizeof text - (size_t)at, "\n  --case \"%s\"", case_print(c, line));
+    return text;
+}
+
+/* ---- the call ---- */
+
+#define ROWS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .flags = c->flags, .rows = c->rows, \
+    .cols = c->cols, .x_stride = c->x_stride, .y_stride = c->y_stride, .dx_stride = c->dx_stride, \
+    .dy_stride = c->dy_stride, .eps = c->eps }
+#define CHANNELS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .layout = c->layout, \
+    .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps }
+
+/* With buffers: the call. Without: the query of its workspace's size. */
+#define CALL(op, ...) do { \
+        wf_##op##_args with = { sizeof with, __VA_ARGS__ }; \
+        if (buffers) \
+            return wf_##op(&what, &with, where); \
+        *workspace = wf_##op##_workspace(&what, c->backend); \
+        return WF_OK; \
+    } while (0)
+
+static wf_status call(const Case *c, const Buffers *buffers, const wf_exec *where, size_t *workspace)
+{
+    static const Buffers none;
+    const Buffers *b = buffers ? buffers : &none;
+    const bool forward = !op_is_backward(c->op);
+    switch (op_norm(c->op)) {
+    case LAYERNORM: {
+        wf_layernorm what = ROWS_WHAT(wf_layernorm);
+        if (forward)
+            CALL(layernorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo);
+        CALL(layernorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+    }
+    case RMSNORM: {
+        wf_rmsnorm what = ROWS_WHAT(wf_rmsnorm);
+        what.weight_offset = c->weight_offset;
+        if (forward)
+            CALL(rmsnorm_forward, b->x, b->gamma, b->y, b->rstd);
+        CALL(rmsnorm_backward, b->dy, b->x, b->gamma, b->rstd, b->dx, b->dgamma);
+    }
+    case GROUPNORM: {
+        wf_groupnorm what = CHANNELS_WHAT(wf_groupnorm);
+        what.groups = c->groups;
+        if (forward)
+            CALL(groupnorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo);
+        CALL(groupnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+    }
+    case INSTANCENORM: {
+        wf_instancenorm what = CHANNELS_WHAT(wf_instancenorm);
+        what.momentum = c->momentum;
+        if (op_is_infer(c->op))
+            CALL(instancenorm_infer, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->y, b->rstd);
+        if (forward)
+            CALL(instancenorm_train, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in,
+                 b->running_mean_out, b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo);
+        CALL(instancenorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+    }
+    case BATCHNORM: {
+        wf_batchnorm what = CHANNELS_WHAT(wf_batchnorm);
+        what.momentum = c->momentum;
+        if (op_is_infer(c->op))
+            CALL(batchnorm_infer, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->y, b->rstd);
+        if (forward)
+            CALL(batchnorm_train, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->running_mean_out,
+                 b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo);
+        CALL(batchnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+    }
+    default: return WF_INVALID;
+    }
+}
+
+wf_status run_call(const Case *c, const Buffers *buffers, const wf_exec *where) { return call(c, buffers, where, NULL); }
+
+size_t run_workspace(const Case *c)
+{
+    size_t size = 0;
+    call(c, NULL, NULL, &size);
+    return size;
+}
+
+/* ---- buffers ---- */
+
+typedef enum Id {
+    X, DY, GAMMA, BETA, RUNNING_MEAN_IN, RUNNING_VAR_IN, Y, MEAN, RSTD, MEAN_LO, RUNNING_MEAN_OUT, RUNNING_VAR_OUT, DX,
+    DGAMMA, DBETA, ID_COUNT
+} Id;
+
+static const char *const names[ID_COUNT] = { "x", "dy", "gamma", "beta", "running_mean_in", "running_var_in", "y", "mean",
+                                             "rstd", "mean_lo", "running_mean_out", "running_var_out", "dx", "dgamma",
+                                             "dbeta" };
+
+/* A matrix in memory, its gaps filled with 0xff (a NaN in every dtype): whole, or near the rows where it is mapped. */
+typedef struct Tensor {
+    wf_dtype dtype;
+    int64_t  rows, cols, stride;
+    char    *data; /* NULL: not given */
+    size_t   mapped; /* bytes of a sparse map; 0: a guarded buffer */
+    bool     borrowed; /* the memory of another tensor: an output in place */
+    char    *input; /* the rows as they must stay, without gaps; NULL for outputs */
+} Tensor;
+
+enum { MAP_FROM = 1 << 28, GAP_SEEN = 256 /* elements of a gap before and behind a row that are filled and checked */ };
+
+static size_t tensor_size(const Tensor *t)
+{
+    return t->rows && t->cols ? (size_t)((t->rows - 1) * t->stride + t->cols) * dtype_size(t->dtype) : 0;
+}
+
+static char *row_of(const Tensor *t, int64_t row) { return t->data + (size_t)(row * t->stride) * dtype_size(t->dtype); }
+
+/* The gap behind a row as far as it is watched: its head (part 0) and, where they do not meet, its tail (part 1). */
+static size_t gap(const Tensor *t, int64_t row, int part, char **at)
+{
+    int64_t length = row + 1 < t->rows ? t->stride - t->cols : 0, seen = length < GAP_SEEN ? length : GAP_SEEN;
+    int64_t skip = part ? length - (length < 2 * GAP_SEEN ? length - seen : GAP_SEEN) : 0;
+    *at = row_of(t, row) + (size_t)(t->cols + skip) * dtype_size(t->dtype);
+    return (size_t)(part ? length - skip : seen) * dtype_size(t->dtype);
+}
+
+static Tensor tensor_new(wf_dtype dtype, int64_t rows, int64_t cols, int64_t stride, int misalign)
+{
+    Tensor t = { .dtype = dtype, .rows = rows, .cols = cols, .stride = stride ? stride : cols };
+    size_t size = tensor_size(&t), off = (size_t)misalign * dtype_size(dtype);
+    if (size > MAP_FROM) {
+        t.mapped = size + off;
+        t.data = mmap(NULL, t.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (t.data == MAP_FAILED)
+            abort();
+        t.data += off;
+    } else {
+        t.data = guard_alloc(size, off);
+    }
+    for (int64_t row = 0; row < rows && cols; row++) {
+        char *at;
+        memset(row_of(&t, row), 0xff, (size_t)cols * dtype_size(dtype));
+        for (int part = 0; part < 2; part++) {
+            size_t length = gap(&t, row, part, &at);
+            memset(at, 0xff, length);
+        }
+    }
+    return t;
+}
+
+static unsigned char *tensor_rows(const Tensor *t)
+{
+    size_t row_size = (size_t)t->cols * dtype_size(t->dtype);
+    unsigned char *copy = malloc((size_t)t->rows * row_size + 1);
+    for (int64_t row = 0; row < t->rows && row_size; row++)
+        memcpy(copy + (size_t)row * row_size, row_of(t, row), row_size);
+    return copy;
+}
+
+static void tensor_put(Tensor *t, const Quad *values)
+{
+    for (int64_t row = 0, i = 0; row < t->rows; row++)
+        for (int64_t col = 0; col < t->cols; col++)
+            dtype_store(t->dtype, row_of(t, row), col, values[i++]);
+}
+
+static Tensor tensor_input(wf_dtype dtype, int64_t rows, int64_t cols, int64_t stride, int misalign, const Quad *values)
+{
+    Tensor t = tensor_new(dtype, rows, cols, stride, misalign);
+    tensor_put(&t, values);
+    t.input = (char *)tensor_rows(&t);
+    return t;
+}
+
+/* NULL, or what was written that should not have been. */
+static const char *tensor_damage(const Tensor *t)
+{
+    if (t->borrowed || !t->data)
+        return NULL;
+    if (!t->mapped && !guard_check(t->data))
+        return "bytes around it";
+    for (int64_t row = 0; row < t->rows && t->cols; row++)
+        for (int part = 0; part < 2; part++) {
+            char *at;
+            for (size_t i = gap(t, row, part, &at); i-- > 0;)
+                if (at[i] != (char)0xff)
+                    return "the gap between its rows";
+        }
+    if (!t->input)
+        return NULL;
+    unsigned char *now = tensor_rows(t);
+    bool same = !memcmp(now, t->input, (size_t)(t->rows * t->cols) * dtype_size(t->dtype));
+    free(now);
+    return same ? NULL : "the input itself";
+}
+
+static void tensor_free(Tensor *t)
+{
+    if (t->mapped)
+        munmap((char *)((uintptr_t)t->data & ~(uintptr_t)4095), t->mapped);
+    else if (!t->borrowed)
+        guard_free(t->data);
+    free(t->input);
+}
+
+/* ---- the caller's floating-point mode ---- */
+
+#ifdef __x86_64__
+enum { FLUSH = 0x8040 }; /* MXCSR: flush to zero, denormals are zero */
+#endif
+
+static void set_fpmode(FpMode mode)
+{
+    static const int rounding[] = { [MODE_NEAREST] = FE_TONEAREST, [MODE_UP] = FE_UPWARD, [MODE_DOWN] = FE_DOWNWARD,
+                                    [MODE_ZERO] = FE_TOWARDZERO, [MODE_FLUSH] = FE_TONEAREST };
+    fesetround(rounding[mode]);
+#ifdef __x86_64__
+    _mm_setcsr((_mm_getcsr() & ~(unsigned)FLUSH) | (mode == MODE_FLUSH ? FLUSH : 0));
+#endif
+}
+
+static unsigned get_fpmode(void)
+{
+    unsigned mode = (unsigned)fegetround();
+#ifdef __x86_64__
+    mode |= (_mm_getcsr() & (FLUSH | 0x6000)) << 16;
+#endif
+    return mode;
+}
+
+/* ---- one run ---- */
+
+static bool is_frozen(const Case *c)
+{
+    Norm norm = op_norm(c->op);
+    return op_is_backward(c->op) && (norm == BATCHNORM || norm == INSTANCENORM) && c->flags & WF_FROZEN;
+}
+
+/* The forward pass whose statistics a backward pass needs. */
+static Case forward_of(const Case *c)
+{
+    static const Op forward[OP_COUNT] = {
+        [LAYERNORM_BACKWARD] = LAYERNORM_FORWARD, [RMSNORM_BACKWARD] = RMSNORM_FORWARD,
+        [GROUPNORM_BACKWARD] = GROUPNORM_FORWARD, [INSTANCENORM_BACKWARD] = INSTANCENORM_TRAIN,
+        [BATCHNORM_BACKWARD] = BATCHNORM_TRAIN,
+    };
+    Case f = *c;
+    f.op = is_frozen(c) ? (c->op == BATCHNORM_BACKWARD ? BATCHNORM_INFER : INSTANCENORM_INFER) : forward[c->op];
+    f.flags = 0;
+    f.null = c->null & (NULL_GAMMA | NULL_BETA);
+    f.running = RUNNING_NONE;
+    f.inplace = 0;
+    return f;
+}
+
+static Id tensor_of(Output out)
+{
+    static const Id ids[] = { [OUT_Y] = Y, [OUT_MEAN] = MEAN, [OUT_MEAN_PAIR] = MEAN_LO, [OUT_RSTD] = RSTD,
+                              [OUT_RUNNING_MEAN] = RUNNING_MEAN_OUT, [OUT_RUNNING_VAR] = RUNNING_VAR_OUT, [OUT_DX] = DX,
+                              [OUT_DGAMMA] = DGAMMA, [OUT_DBETA] = DBETA };
+    return ids[out];
+}
+
+/* Statistics for a backward pass: its inputs MEAN, RSTD and MEAN_LO. */
+static const char *feed_backward(const Case *c, const Problem *p, const char *variant, Tensor t[ID_COUNT],
+                                 Quad **mean_given)
+{
+    const wf_dtype stat = stat_dtype(c->x);
+    const bool centered = op_norm(c->op) != RMSNORM, frozen = is_frozen(c);
+    const Case f = forward_of(c);
+    Raw stats[OUTPUT_COUNT] = { { 0 } };
+    const char *error = run_once(&f, p, variant, stats, NULL);
+    if (!error) {
+        static const Output outs[] = { OUT_MEAN, OUT_MEAN_PAIR, OUT_RSTD };
+        Quad *values[OUTPUT_COUNT] = { NULL };
+        for (int i = 0; i < 3; i++)
+            values[outs[i]] = stats[outs[i]].bytes ? raw_values(&stats[outs[i]]) : NULL;
+        t[RSTD] = tensor_input(stat, 1, p->slots, 0, c->misalign, values[OUT_RSTD]);
+        if (frozen)
+            t[MEAN] = tensor_input(stat, 1, p->slots, 0, c->misalign, p->running_mean);
+        else if (centered)
+            t[MEAN] = tensor_input(stat, 1, p->slots, 0, c->misalign, values[OUT_MEAN]);
+        if (!frozen && centered && !(c->null & NULL_MEAN_LO)) {
+            t[MEAN_LO] = tensor_input(stat, 1, p->slots, 0, c->misalign, values[OUT_MEAN_PAIR]);
+        } else if (!frozen && centered && mean_given) {
+            *mean_given = values[OUT_MEAN];
+            values[OUT_MEAN] = NULL;
+        }
+        for (int i = 0; i < 3; i++)
+            free(values[outs[i]]);
+    }
+    raw_free(stats);
+    return error;
+}
+
+/* All tensors of the case; those of a backward pass's statistics are there already. */
+static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
+{
+    const Norm norm = op_norm(c->op);
+    const bool row_wise = norm == LAYERNORM || norm == RMSNORM, centered = norm != RMSNORM;
+    const bool infer = op_is_infer(c->op), backward = op_is_backward(c->op);
+    const int64_t rows = row_wise ? c->rows : 1, cols = row_wise ? c->cols : p->count;
+    const wf_dtype stat = stat_dtype(c->x);
+    const int off = c->misalign;
+    const int64_t y_stride = row_wise ? c->y_stride : 0, x_stride = row_wise ? c->x_stride : 0;
+    const int64_t dy_stride = row_wise && c->dy_stride ? c->dy_stride : y_stride;
+    const int64_t dx_stride = row_wise && c->dx_stride ? c->dx_stride : x_stride;
+    const uint32_t null = c->null;
+
+    t[X] = tensor_input(c->x, rows, cols, x_stride, off, p->x);
+    if (!(null & NULL_GAMMA))
+        t[GAMMA] = tensor_input(c->w, 1, p->params, 0, off, p->gamma);
+    if (backward) {
+        t[DY] = tensor_input(c->x, rows, cols, dy_stride, off, p->dy);
+        if (!(null & NULL_DX))
+            t[DX] = c->inplace ? t[DY] : tensor_new(c->x, rows, cols, dx_stride, off);
+        if (!(null & NULL_DGAMMA))
+            t[DGAMMA] = tensor_new(c->w, 1, p->params, 0, off);
+        if (!(null & NULL_DBETA) && centered)
+            t[DBETA] = tensor_new(c->w, 1, p->params, 0, off);
+        if (c->flags & WF_ACCUMULATE && t[DGAMMA].data)
+            tensor_put(&t[DGAMMA], p->old_dgamma);
+        if (c->flags & WF_ACCUMULATE && t[DBETA].data)
+            tensor_put(&t[DBETA], p->old_dbeta);
+    } else {
+        if (p->beta)
+            t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
+        t[Y] = c->inplace ? t[X] : tensor_new(c->x, rows, cols, y_stride, off);
+        if (!(null & NULL_RSTD))
+            t[RSTD] = tensor_new(stat, 1, p->slots, 0, off);
+        if (!(null & NULL_MEAN) && centered && !infer)
+            t[MEAN] = tensor_new(stat, 1, p->slots, 0, off);
+        if (!(null & NULL_MEAN_LO) && centered && !infer)
+            t[MEAN_LO] = tensor_new(stat, 1, p->slots, 0, off);
+        if (infer || c->running) {
+            t[RUNNING_MEAN_IN] = tensor_input(stat, 1, p->params, 0, off, p->running_mean);
+            t[RUNNING_VAR_IN] = tensor_input(stat, 1, p->params, 0, off, p->running_var);
+        }
+        if (!infer && c->running) {
+            bool in_place = c->running == RUNNING_IN_PLACE;
+            t[RUNNING_MEAN_OUT] = in_place ? t[RUNNING_MEAN_IN] : tensor_new(stat, 1, p->params, 0, off);
+            t[RUNNING_VAR_OUT] = in_place ? t[RUNNING_VAR_IN] : tensor_new(stat, 1, p->params, 0, off);
+        }
+    }
+    /* An output in place borrows its input's memory; the input has nothing to keep then. */
+    static const Id pairs[][2] = { { X, Y }, { DY, DX }, { RUNNING_MEAN_IN, RUNNING_MEAN_OUT },
+                                   { RUNNING_VAR_IN, RUNNING_VAR_OUT } };
+    for (int i = 0; i < 4; i++) {
+        Tensor *in = &t[pairs[i][0]], *out = &t[pairs[i][1]];
+        if (!in->data || in->data != out->data)
+            continue;
+        free(in->input);
+        in->input = out->input = NULL;
+        out->borrowed = true;
+        out->mapped = 0;
+    }
+}
+
+const char *run_once(const Case *c, const Problem *p, const char *variant, Raw out[OUTPUT_COUNT], Quad **mean_given)
+{
+    Tensor t[ID_COUNT] = { { 0 } };
+    const char *error = NULL;
+    memset(out, 0, OUTPUT_COUNT * sizeof *out);
+    if (op_is_backward(c->op))
+        error = feed_backward(c, p, variant, t, mean_given);
+    if (error)
+        goto done;
+    fill_tensors(c, p, t);
+
+    size_t workspace_size = run_workspace(c);
+    void *workspace = guard_alloc(workspace_size, 1);
+    int threads = c->pool;
+#ifdef __SANITIZE_THREAD__
+    threads = threads ? threads : 3; /* without OpenMP only a pool has threads to watch */
+#endif
+    pool *workers = threads ? pool_new(threads - 1, (pool_order)(c->seed % POOL_ORDERS)) : NULL;
+    wf_exec where = { .size = sizeof where, .backend = c->backend, .workspace = workspace, .workspace_size = workspace_size,
+                      .threads = c->threads, .variant = variant, .parallel_for = workers ? pool_parallel_for : NULL,
+                      .pool = workers };
+    Buffers b = { t[X].data, t[DY].data, t[GAMMA].data, t[BETA].data, t[RUNNING_MEAN_IN].data, t[RUNNING_VAR_IN].data,
+                  t[Y].data, t[MEAN].data, t[RSTD].data, t[MEAN_LO].data, t[RUNNING_MEAN_OUT].data,
+                  t[RUNNING_VAR_OUT].data, t[DX].data, t[DGAMMA].data, t[DBETA].data };
+    set_fpmode(c->fpmode);
+    unsigned mode_before = get_fpmode();
+    wf_status status = run_call(c, &b, &where);
+    unsigned mode_after = get_fpmode();
+    set_fpmode(MODE_NEAREST);
+    if (workers)
+        pool_free(workers);
+
+    if (status == WF_UNSUPPORTED)
+        error = run_unsupported;
+    else if (status != WF_OK)
+        error = failure(c, "%s: %s", wf_status_string(status), wf_error_detail());
+    else if (mode_before != mode_after)
+        error = failure(c, "the caller's floating-point mode was %#x, is %#x", mode_before, mode_after);
+    else if (!guard_check(workspace))
+        error = failure(c, "bytes around the workspace of %zu bytes were written", workspace_size);
+    guard_free(workspace);
+    for (int i = 0; i < ID_COUNT && !error; i++) {
+        const char *damage = tensor_damage(&t[i]);
+        if (damage)
+            error = failure(c, "%s: %s was written (variant %s)", names[i], damage, variant ? variant : "of choice");
+    }
+    const bool backward = op_is_backward(c->op);
+    for (Output i = 0; i < OUTPUT_COUNT && !error; i++) {
+        const Tensor *from = &t[tensor_of(i)];
+        if (from->data && !(backward && i <= OUT_RUNNING_VAR))
+            out[i] = (Raw){ from->dtype, from->rows * from->cols, tensor_rows(from) };
+    }
+done:
+    for (int i = 0; i < ID_COUNT; i++)
+        tensor_free(&t[i]);
+    return error;
+}
+
+void raw_free(Raw out[OUTPUT_COUNT])
+{
+    for (int i = 0; i < OUTPUT_COUNT; i++)
+        free(out[i].bytes);
+}
+
+Quad *raw_values(const Raw *raw)
+{
+    Quad *values = malloc((size_t)(raw->count + 1) * sizeof *values);
+    for (int64_t i = 0; i < raw->count; i++)
+        values[i] = dtype_load(raw->dtype, raw->bytes, i);
+    return values;
+}
+
+/* ---- judging ---- */
+
+const char *raw_differs(const Case *c, const Raw a[OUTPUT_COUNT], const Raw b[OUTPUT_COUNT], const char *what)
+{
+    for (Output out = 0; out < OUTPUT_COUNT; out++) {
+        if (!a[out].bytes || !b[out].bytes)
+            continue;
+        size_t size = dtype_size(a[out].dtype);
+        for (int64_t i = 0; i < a[out].count; i++) {
+            if (!memcmp(a[out].bytes + (size_t)i * size, b[out].bytes + (size_t)i * size, size))
+                continue;
+            double x = dtype_load(a[out].dtype, a[out].bytes, i), y = dtype_load(b[out].dtype, b[out].bytes, i);
+            if (!(isnan(x) && isnan(y)))
+                return failure(c, "%s[%lld] = %.17g, but %.17g %s", output_name(out), (long long)i, x, y, what);
+        }
+    }
+    return NULL;
+}
+
+static const char *judge(const Case *c, const Raw raw[OUTPUT_COUNT], Expected expected[OUTPUT_COUNT],
+                         Comparison results[OUTPUT_COUNT])
+{
+    const char *error = NULL;
+    for (Output out = 0; out < OUTPUT_COUNT && !error; out++) {
+        if (!raw[out].bytes || (out == OUT_MEAN_PAIR && !raw[OUT_MEAN].bytes))
+            continue;
+        if (raw[out].count != expected[out].count)
+            return failure(c, "%s: the oracle has %lld values", output_name(out), (long long)expected[out].count);
+        Quad *got = raw_values(&raw[out]);
+        if (out == OUT_MEAN_PAIR)
+            for (int64_t i = 0; i < raw[out].count; i++)
+                got[i] += dtype_load(raw[OUT_MEAN].dtype, raw[OUT_MEAN].bytes, i);
+        error = compare(c, out, &expected[out], got, &results[out]);
+        free(got);
+    }
+    return error;
+}
+
+const char *run_case(const Case *c, Comparison results[OUTPUT_COUNT])
+{
+    Comparison unused[OUTPUT_COUNT];
+    Problem *p = op_norm(c->op) == DROPOUT ? NULL : problem_new(c);
+    if (!p)
+        return failure(c, "not a case of a norm");
+    Raw reference[OUTPUT_COUNT];
+    Expected expected[OUTPUT_COUNT];
+    Quad *mean_given = NULL;
+    const bool named = c->variant[0];
+    const char *error = run_once(c, p, named ? c->variant : NULL, reference, &mean_given);
+    if (!error) {
+        oracle_solve(p, mean_given, expected);
+        error = judge(c, reference, expected, results ? results : unused);
+        oracle_free(expected);
+    } else if (error == run_unsupported) {
+        error = failure(c, "unsupported: %s", wf_error_detail());
+    }
+    const char *variant;
+    for (int i = 0; !error && !named && (variant = wf_variant(op_name(c->op), c->backend, i)); i++) {
+        Raw other[OUTPUT_COUNT];
+        error = run_once(c, p, variant, other, NULL);
+        if (!error)
+            error = raw_differs(c, reference, other, variant);
+        else if (error == run_unsupported)
+            error = NULL;
+        raw_free(other);
+    }
+    raw_free(reference);
+    free(mean_given);
+    problem_free(p);
+    return error;
+}
+
+const char *run_same_bits(const Case *a, const Case *b, const char *what)
+{
+    Problem *p = problem_new(a), *q = problem_new(b);
+    Raw x[OUTPUT_COUNT], y[OUTPUT_COUNT] = { { 0 } };
+    const char *error = run_once(a, p, a->variant[0] ? a->variant : NULL, x, NULL);
+    if (!error)
+        error = run_once(b, q, b->variant[0] ? b->variant : NULL, y, NULL);
+    if (!error)
+        error = raw_differs(b, x, y, what);
+    raw_free(x);
+    raw_free(y);
+    problem_free(p);
+    problem_free(q);
+    return error;
+}
