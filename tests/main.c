@@ -1,0 +1,96 @@
+/* The test program:  check [suite...]     runs all suites, or those named
+ *                    check --list         prints their names
+ *                    check --case "line"  runs one case (case.h), as failing tests print it
+ *
+ * WELFORD_TEST_QUICK=1 runs a subset. WELFORD_TEST_WORST=1 prints the worst error in units of the bar of every operation,
+ * output and dtype; a file's name instead of 1 keeps what the table is made of. Tests run in forked children (CK_FORK=no:
+ * in this process), so nothing here may call the library before: libgomp does not survive a fork. */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "compare.h"
+#include "run.h"
+#include "run_dropout.h"
+
+#define SUITE(name) Suite *name##_suite(void);
+#include "suites.def"
+#undef SUITE
+
+static const struct { const char *name; Suite *(*make)(void); } suites[] = {
+#define SUITE(name) { #name, name##_suite },
+#include "suites.def"
+#undef SUITE
+};
+enum { SUITES = sizeof suites / sizeof *suites };
+
+static int repeat(const char *line)
+{
+    Case c;
+    const char *error = case_parse(&c, line);
+    static char message[4096];
+    if (error) {
+        fprintf(stderr, "%s\n", error);
+        return 2;
+    }
+    if (op_norm(c.op) == DROPOUT) {
+        error = run_dropout(&c, message, sizeof message) ? message : NULL;
+        printf("%s\n", error ? error : "passes");
+        return error != NULL;
+    }
+    Comparison results[OUTPUT_COUNT] = { { 0 } };
+    error = run_case(&c, results);
+    for (Output out = 0; out < OUTPUT_COUNT; out++)
+        if (results[out].elements)
+            printf("%-12s %9lld values, worst %.4f bars at %lld\n", output_name(out), (long long)results[out].elements,
+                   results[out].worst, (long long)results[out].worst_at);
+    printf("%s\n", error ? error : "passes");
+    return error != NULL;
+}
+
+int main(int argc, char **argv)
+{
+    static char worst[] = "/tmp/welford-worst-XXXXXX";
+    if (argc == 2 && !strcmp(argv[1], "--list")) {
+        for (int i = 0; i < SUITES; i++)
+            puts(suites[i].name);
+        return 0;
+    }
+    if (argc == 3 && !strcmp(argv[1], "--case"))
+        return repeat(argv[2]);
+
+    SRunner *runner = srunner_create(NULL);
+    for (int i = 0; i < SUITES && argc == 1; i++)
+        srunner_add_suite(runner, suites[i].make());
+    for (int arg = 1; arg < argc; arg++) {
+        int i = 0;
+        while (i < SUITES && strcmp(suites[i].name, argv[arg]))
+            i++;
+        if (i == SUITES) {
+            fprintf(stderr, "no suite '%s'; usage: check [suite...] | --list | --case \"line\"\n", argv[arg]);
+            return 2;
+        }
+        srunner_add_suite(runner, suites[i].make());
+    }
+    const char *table = getenv("WELFORD_TEST_WORST");
+    const bool temporary = table && !strcmp(table, "1");
+    if (temporary) {
+        int file = mkstemp(worst);
+        if (file >= 0)
+            close(file);
+        setenv("WELFORD_TEST_WORST", table = worst, 1);
+    }
+    srunner_run_all(runner, CK_SILENT);
+    if (table)
+        worst_print(table);
+    if (temporary)
+        unlink(worst);
+    const int run = srunner_ntests_run(runner), failed = srunner_ntests_failed(runner);
+    srunner_print(runner, CK_ENV);
+    srunner_free(runner);
+    if (run == 0)
+        fprintf(stderr, "no test was run\n");
+    return run == 0 || failed != 0;
+}

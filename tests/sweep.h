@@ -1,0 +1,31 @@
+/* sweep.h - what the suites of the five norms share: the same sweeps over shapes, dtypes, options, data and chance. */
+#ifndef WELFORD_TESTS_SWEEP_H
+#define WELFORD_TESTS_SWEEP_H
+
+#include <check.h>
+
+#include "run.h"
+
+typedef struct Sweep {
+    Norm norm;
+    /* Cases of their own, NULL behind the last; a '+' in front: not in a quick run. */
+    const char *const *lines;
+} Sweep;
+
+Suite *sweep_suite(const Sweep *); /* the sweep stays in use */
+
+/* ---- for other suites too ---- */
+typedef struct Dtypes { wf_dtype x, w; } Dtypes;
+enum { DTYPES = 6 };
+extern const Dtypes dtypes[DTYPES];
+
+bool quick(void);
+/* The operations of a norm in turn; a backward pass with frozen statistics counts as one more. False past the last. */
+bool operation(Norm, int i, Case *);
+bool legal(const Case *); /* false: the contract refuses it (one value per channel in training) */
+void check_case(const Case *); /* run_case() of the case's line, within a Check test */
+void check_none(const char *error); /* fails with the text */
+Case case_of(const char *line); /* fails where the line is none */
+void set_dtypes(Case *, int i); /* pair i, modulo their number */
+
+#endif

@@ -1,0 +1,343 @@
+/* What must hold to the last bit: exact sums, constant rows, powers of two, a row alone and in a batch, and the same result
+ * whatever the threads, the pool, the variant, the alignment, the strides, the aliasing and the caller's rounding mode. */
+#include <math.h>
+#include <quadmath.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "sweep.h"
+
+Suite *bits_suite(void);
+
+#define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
+
+/* Shapes for rows and for channels: small, cut unevenly, wide, long, and large enough for every thread. */
+static const int64_t row_shapes[][2] = { { 7, 33 }, { 65, 129 }, { 3, 12345 }, { 300, 257 }, { 40, 4096 }, { 4099, 5 } };
+static const int64_t channel_shapes[][4] = { { 3, 6, 5, 3 }, { 9, 35, 49, 7 }, { 2, 3, 5329, 3 }, { 33, 64, 49, 32 },
+                                             { 4, 320, 196, 32 }, { 1000, 12, 2, 1 } };
+enum { SHAPES = 6 };
+
+static bool row_wise(const Case *c) { return op_norm(c->op) <= RMSNORM; }
+
+static void set_shape(Case *c, int i)
+{
+    const int64_t *s = channel_shapes[i];
+    c->rows = row_shapes[i][0];
+    c->cols = row_shapes[i][1];
+    c->n = s[0], c->c = s[1], c->hw = s[2], c->groups = s[3];
+}
+
+/* Calls body with every operation of every norm on shape i, dtypes and layout in turn. */
+static void each_operation(int shape, void (*body)(const Case *))
+{
+    Case c;
+    for (Norm norm = LAYERNORM; norm <= BATCHNORM; norm++)
+        for (int i = 0; operation(norm, i, &c); i++)
+            for (int layout = 0; layout < (norm <= RMSNORM ? 1 : 2); layout++) {
+                set_shape(&c, shape);
+                set_dtypes(&c, shape + (int)norm + 2 * i + layout);
+                c.layout = (wf_layout)layout;
+                c.seed = 5 + (uint64_t)shape;
+                c.running = norm >= INSTANCENORM ? RUNNING_SEPARATE : RUNNING_NONE;
+                if (legal(&c))
+                    body(&c);
+            }
+}
+
+/* ---- one call, however it is made ---- */
+
+/* A case, its numbers and its outputs, for others to be compared with. */
+typedef struct Reference {
+    Case     c;
+    Problem *p;
+    Raw      out[OUTPUT_COUNT];
+} Reference;
+
+static Reference reference_new(const Case *c)
+{
+    Reference r = { .c = *c };
+    r.p = problem_new(c);
+    check_none(run_once(c, r.p, NULL, r.out, NULL));
+    return r;
+}
+
+static void reference_free(Reference *r)
+{
+    raw_free(r->out);
+    problem_free(r->p);
+}
+
+/* Another way of calling the same gives the same bits; true unless the variant that it names does not take the case. */
+static bool check_same(const Reference *r, const Case *other, const char *what)
+{
+    Raw out[OUTPUT_COUNT];
+    const char *error = run_once(other, r->p, other->variant[0] ? other->variant : NULL, out, NULL);
+    const bool accepted = error != run_unsupported;
+    if (accepted) {
+        check_none(error);
+        check_none(raw_differs(other, r->out, out, what));
+    }
+    raw_free(out);
+    return accepted;
+}
+
+static void check_threads(const Case *c)
+{
+    static const int threads[] = { 1, 2, 3, 7 };
+    Reference r = reference_new(c);
+    for (int i = 0; i < COUNT(threads); i++) {
+        Case other = *c;
+        other.threads = threads[i];
+        ck_assert(check_same(&r, &other, "without a limit of threads"));
+        other.pool = threads[i];
+        ck_assert(check_same(&r, &other, "without a pool"));
+    }
+    ck_assert(check_same(&r, c, "in the run before"));
+    reference_free(&r);
+}
+
+static void check_memory(const Case *c)
+{
+    Reference r = reference_new(c);
+    for (int misalign = 1; misalign <= 7; misalign += 2) {
+        Case other = *c;
+        other.misalign = misalign;
+        ck_assert(check_same(&r, &other, "when aligned"));
+    }
+    Case other = *c;
+    other.inplace = 1;
+    other.running = c->running ? RUNNING_IN_PLACE : RUNNING_NONE;
+    ck_assert(check_same(&r, &other, "when not in place"));
+    if (row_wise(c)) {
+        other.x_stride = other.y_stride = other.dx_stride = other.dy_stride = c->cols + 3;
+        ck_assert(check_same(&r, &other, "when contiguous"));
+        other = *c;
+        other.x_stride = c->cols + 1;
+        other.y_stride = c->cols + 8;
+        other.dx_stride = 2 * c->cols;
+        ck_assert(check_same(&r, &other, "when contiguous"));
+    }
+    reference_free(&r);
+}
+
+static void check_fpmode(const Case *c)
+{
+    Case subnormal = *c;
+    subnormal.data = SUBNORMAL;
+    subnormal.eps = 0;
+    Reference references[] = { reference_new(c), reference_new(&subnormal) };
+    for (int i = 0; i < COUNT(references); i++) {
+        for (FpMode mode = MODE_UP; mode <= MODE_FLUSH; mode++) {
+            Case other = references[i].c;
+            other.fpmode = mode;
+            ck_assert(check_same(&references[i], &other, "when the caller rounds to nearest"));
+            other.pool = 3; /* its threads have their own modes */
+            ck_assert(check_same(&references[i], &other, "when the caller rounds to nearest"));
+        }
+        reference_free(&references[i]);
+    }
+}
+
+static void check_variants(const Case *c)
+{
+    const char *variant;
+    int accepted = 0;
+    Reference r = reference_new(c);
+    for (int i = 0; (variant = wf_variant(op_name(c->op), WF_CPU, i)); i++) {
+        Case other = *c;
+        strcpy(other.variant, variant);
+        accepted += check_same(&r, &other, "by the library's choice of variant");
+    }
+    ck_assert_int_ge(accepted, 1);
+    reference_free(&r);
+}
+
+START_TEST(threads) { each_operation(_i, check_threads); }
+END_TEST
+START_TEST(memory) { each_operation(_i, check_memory); }
+END_TEST
+START_TEST(fpmode) { each_operation(_i, check_fpmode); }
+END_TEST
+START_TEST(variants) { each_operation(_i, check_variants); }
+END_TEST
+
+/* ---- a part alone has the bits it has in the whole ---- */
+
+/* Elements [first, first + count) of every output that has `each` of them per row or sample. */
+static void check_part(const Case *c, const Raw whole[OUTPUT_COUNT], const Raw part[OUTPUT_COUNT], int64_t index, int64_t n)
+{
+    static const Output outs[] = { OUT_Y, OUT_MEAN, OUT_MEAN_PAIR, OUT_RSTD, OUT_DX };
+    Raw cut[OUTPUT_COUNT] = { { 0 } };
+    for (int i = 0; i < COUNT(outs); i++) {
+        const Raw *w = &whole[outs[i]];
+        if (!w->bytes)
+            continue;
+        cut[outs[i]] = *w;
+        cut[outs[i]].count = w->count / n;
+        cut[outs[i]].bytes = w->bytes + (size_t)(index * (w->count / n)) * dtype_size(w->dtype);
+        ck_assert_int_eq(part[outs[i]].count, w->count / n);
+    }
+    check_none(raw_differs(c, cut, part, "alone"));
+}
+
+/* Row by row, or sample by sample; not for statistics over samples. */
+static void check_alone(const Case *c)
+{
+    if (op_norm(c->op) == BATCHNORM || (op_norm(c->op) == INSTANCENORM && (op_is_infer(c->op) || c->flags & WF_FROZEN)))
+        return;
+    Raw whole[OUTPUT_COUNT], part[OUTPUT_COUNT];
+    Problem *p = problem_new(c);
+    check_none(run_once(c, p, NULL, whole, NULL));
+    const int64_t n = row_wise(c) ? c->rows : c->n, each = p->count / n;
+    for (int64_t i = 0; i < n; i += i + 1 < n && n > 20 ? n / 7 : 1) {
+        Case one = *c;
+        one.rows = one.n = 1;
+        one.running = RUNNING_NONE;
+        Problem sub = *p;
+        sub.c = &one;
+        sub.count = each;
+        sub.slots = p->slots / n;
+        sub.per_param = p->per_param / n;
+        sub.x = p->x + i * each;
+        sub.dy = p->dy ? p->dy + i * each : NULL;
+        check_none(run_once(&one, &sub, NULL, part, NULL));
+        check_part(c, whole, part, i, n);
+        raw_free(part);
+    }
+    raw_free(whole);
+    problem_free(p);
+}
+
+START_TEST(alone) { each_operation(_i, check_alone); }
+END_TEST
+
+/* ---- exact values ---- */
+
+static Quad beta_of(const Problem *p, int64_t i) { return p->beta ? p->beta[p->param[i]] : 0; }
+
+static void check_exactly(const Case *c, const Raw *raw, int64_t i, Quad value)
+{
+    char line[CASE_SIZE];
+    const double got = dtype_load(raw->dtype, raw->bytes, i), expected = (double)round_to(raw->dtype, value);
+    ck_assert_msg(got == expected, "element %lld is %.17g, not %.17g\n  --case \"%s\"", (long long)i, got, expected,
+                  case_print(c, line));
+}
+
+/* A constant slot: y is beta, to the bit; mean + mean_lo is the constant. */
+static void check_constant(const Case *base)
+{
+    if (op_norm(base->op) == RMSNORM || op_is_backward(base->op) || op_is_infer(base->op))
+        return;
+    for (int how = 0; how < 6; how++) {
+        Case c = *base;
+        c.data = how & 1 ? ONES : CONSTANT;
+        c.eps = (double[]){ 1e-5, 0, 1e-30 }[how / 2];
+        c.null = how == 4 ? NULL_GAMMA | NULL_BETA : 0;
+        Raw out[OUTPUT_COUNT];
+        Problem *p = problem_new(&c);
+        check_none(run_once(&c, p, NULL, out, NULL));
+        for (int64_t i = 0; i < p->count; i++) {
+            check_exactly(&c, &out[OUT_Y], i, beta_of(p, i));
+            check_exactly(&c, &out[OUT_MEAN], p->slot[i], p->x[i]);
+            check_exactly(&c, &out[OUT_MEAN_PAIR], p->slot[i], 0);
+        }
+        for (int64_t s = 0; s < p->slots && c.eps == 0; s++)
+            check_exactly(&c, &out[OUT_RSTD], s, 0);
+        raw_free(out);
+        problem_free(p);
+    }
+}
+
+/* Pairs x, 2m - x of few bits: the mean is m and nothing is left over. With x = m +- 1/2 throughout and eps = 0 the
+ * variance is 1/4 and rstd 2, to the bit. */
+static void check_exact_sums(const Case *base)
+{
+    if (op_norm(base->op) == RMSNORM || op_is_backward(base->op) || op_is_infer(base->op))
+        return;
+    Case c = *base;
+    c.data = EXACTSUM;
+    c.eps = 0;
+    Raw out[OUTPUT_COUNT];
+    Problem *p = problem_new(&c);
+    Quad *mean = calloc((size_t)p->slots, sizeof *mean);
+    for (int64_t i = 0; i < p->count; i++)
+        mean[p->slot[i]] += p->x[i];
+    for (int how = 0; how < 2; how++) {
+        check_none(run_once(&c, p, NULL, out, NULL));
+        for (int64_t s = 0; s < p->slots; s++) {
+            check_exactly(&c, &out[OUT_MEAN], s, mean[s] / p->per_slot);
+            check_exactly(&c, &out[OUT_MEAN_PAIR], s, 0);
+            if (how && p->per_slot % 2 == 0)
+                check_exactly(&c, &out[OUT_RSTD], s, 2);
+        }
+        raw_free(out);
+        int64_t *seen = calloc((size_t)p->slots, sizeof *seen);
+        for (int64_t i = 0; i < p->count; i++) {
+            const int64_t s = p->slot[i], k = seen[s]++;
+            const Quad m = mean[s] / p->per_slot;
+            p->x[i] = k + 1 == p->per_slot && k % 2 == 0 ? m : k % 2 ? m - 0.5Q : m + 0.5Q;
+        }
+        free(seen);
+    }
+    free(mean);
+    problem_free(p);
+}
+
+/* With eps = 0, x * 2^k gives the same y; mean moves by 2^k, rstd by 2^-k. */
+static void check_scaling(const Case *base)
+{
+    if (op_is_backward(base->op) || op_is_infer(base->op))
+        return;
+    static const int powers[] = { -40, -3, 1, 40 };
+    Case c = *base;
+    c.eps = 0;
+    c.running = RUNNING_NONE;
+    if (c.x == WF_F16)
+        c.x = WF_BF16, c.w = WF_F32; /* f16 has no room for powers of two */
+    Raw one[OUTPUT_COUNT], other[OUTPUT_COUNT];
+    Problem *p = problem_new(&c);
+    check_none(run_once(&c, p, NULL, one, NULL));
+    for (int k = 0; k < COUNT(powers); k++) {
+        const Quad factor = scalbnq(1, powers[k]);
+        for (int64_t i = 0; i < p->count; i++)
+            p->x[i] *= factor;
+        check_none(run_once(&c, p, NULL, other, NULL));
+        for (int64_t i = 0; i < p->count; i++)
+            check_exactly(&c, &other[OUT_Y], i, dtype_load(one[OUT_Y].dtype, one[OUT_Y].bytes, i));
+        for (int64_t s = 0; s < p->slots; s++) {
+            check_exactly(&c, &other[OUT_RSTD], s, dtype_load(one[OUT_RSTD].dtype, one[OUT_RSTD].bytes, s) / factor);
+            if (one[OUT_MEAN].bytes)
+                check_exactly(&c, &other[OUT_MEAN], s, dtype_load(one[OUT_MEAN].dtype, one[OUT_MEAN].bytes, s) * factor);
+        }
+        raw_free(other);
+        for (int64_t i = 0; i < p->count; i++)
+            p->x[i] /= factor;
+    }
+    raw_free(one);
+    problem_free(p);
+}
+
+START_TEST(constant) { each_operation(_i, check_constant); }
+END_TEST
+START_TEST(exact_sums) { each_operation(_i, check_exact_sums); }
+END_TEST
+START_TEST(scaling) { each_operation(_i, check_scaling); }
+END_TEST
+
+Suite *bits_suite(void)
+{
+    Suite *suite = suite_create("bits");
+    TCase *tcase = tcase_create("bits");
+    const int shapes = quick() ? 2 : SHAPES;
+    tcase_set_timeout(tcase, 120);
+    tcase_add_loop_test(tcase, threads, 0, SHAPES);
+    tcase_add_loop_test(tcase, memory, 0, shapes);
+    tcase_add_loop_test(tcase, fpmode, 0, shapes);
+    tcase_add_loop_test(tcase, variants, 0, SHAPES);
+    tcase_add_loop_test(tcase, alone, 0, shapes);
+    tcase_add_loop_test(tcase, constant, 0, shapes);
+    tcase_add_loop_test(tcase, exact_sums, 0, shapes);
+    tcase_add_loop_test(tcase, scaling, 0, shapes);
+    suite_add_tcase(suite, tcase);
+    return suite;
+}
