@@ -1,0 +1,28 @@
+/* --check: the same trainings with the library's layers and with the naive ones, loss by loss. */
+#ifndef DEMO_SELFCHECK_H
+#define DEMO_SELFCHECK_H
+
+#include "panels.h"
+
+enum { CHECKS = 14 };
+
+/* Both curves must agree at every step, and both networks' test loss at the end, relative to the naive ones' value.
+ * The two differ by float roundings only, which training amplifies. */
+#define CHECK_TOLERANCE 1e-3
+
+typedef struct check {
+    const char *name;
+    recipe recipe;
+    int64_t steps;
+    double *loss[2]; /* [steps]: welford, naive */
+    score end[2];    /* on test images          */
+    double worst;    /* largest relative difference; INFINITY where one is not a number */
+    int64_t worst_step; /* steps: in the test loss at the end */
+} check;
+
+extern check checks[CHECKS];
+
+/* Runs and prints all of them, so many steps each. True: all agree. */
+bool selfcheck(settings *, int64_t steps);
+
+#endif
