@@ -1,0 +1,88 @@
+/* The seam between the front doors and the back-ends: one struct per problem, and the table of functions that a back-end
+ * is. A front door has checked everything before a back-end sees it; back-ends only assert.
+ *
+ * Statistics (mean, mean_lo, rstd, running) are float, or double where x_dtype is WF_F64. NULL buffers are absent. Every
+ * problem begins with its x_dtype. */
+#ifndef WELFORD_BACKEND_H
+#define WELFORD_BACKEND_H
+
+#include <stdbool.h>
+
+#include "welford.h"
+
+struct call; /* call.h: who calls, where to run, and what to report */
+
+/* Each row of cols elements has its own statistics; gamma and beta are [cols]. */
+struct layernorm_forward {
+    wf_dtype x_dtype, w_dtype;
+    bool     centered; /* false: RMSNorm; the mean is taken as 0 and mean, mean_lo are NULL */
+    int64_t  rows, cols, x_stride, y_stride;
+    double   eps, weight_offset; /* the factor is weight_offset + gamma; 1 where gamma is NULL */
+    const void *x, *gamma, *beta;
+    void       *y, *mean, *mean_lo, *rstd;
+};
+struct layernorm_backward {
+    wf_dtype x_dtype, w_dtype;
+    bool     centered, accumulate;
+    int64_t  rows, cols, x_stride, dy_stride, dx_stride;
+    double   weight_offset;
+    const void *dy, *x, *gamma, *mean, *mean_lo, *rstd;
+    void       *dx, *dgamma, *dbeta;
+};
+
+/* x is [n, c, hw] or [n, hw, c]; gamma and beta are [c]. Which elements share a statistic:
+ *   across_batch: those of a channel, over n and hw (BatchNorm); statistics are [c] and groups = c;
+ *   else:         those of c / groups channels of a sample (GroupNorm, InstanceNorm); statistics are [n, groups]. */
+struct channelnorm_shape {
+    wf_dtype  x_dtype, w_dtype;
+    wf_layout layout;
+    bool      across_batch;
+    int64_t   n, c, hw, groups;
+};
+struct channelnorm_forward {
+    struct channelnorm_shape shape;
+    bool                     known;    /* statistics are not taken from x but from running_*_in, [c]; implies across_batch */
+    bool                     unbiased; /* the running variance is */
+    double                   eps, momentum;
+    const void              *x, *gamma, *beta;
+    const void              *running_mean_in, *running_var_in;
+    void                    *running_mean_out, *running_var_out; /* moved by the average over samples of their statistics */
+    void                    *y, *mean, *mean_lo, *rstd;
+};
+struct channelnorm_backward {
+    struct channelnorm_shape shape;
+    bool                     frozen; /* the statistics are constants; implies across_batch */
+    bool                     accumulate;
+    const void              *dy, *x, *gamma, *mean, *mean_lo, *rstd;
+    void                    *dx, *dgamma, *dbeta;
+};
+
+/* y = keep(u) ? x * scale [+ shift] : dropped */
+struct dropout {
+    wf_dtype  x_dtype;
+    wf_layout layout;
+    bool      features; /* u counts (n, c) pairs, not elements */
+    bool      shifted;  /* alpha dropout's forward pass: add shift, a rounding of its own */
+    int64_t   n, c, hw;
+    uint64_t  threshold;              /* keep where the random word is less; 0 to 2^32 */
+    double    scale, shift, dropped;  /* to be rounded once to the arithmetic type */
+    uint64_t  seed, offset;
+    const uint64_t *seed_ptr, *offset_ptr; /* read when the kernel runs; NULL = absent */
+    const void *x;
+    void       *y;
+    uint8_t    *mask;
+};
+
+/* problem(p, call): picks a variant (UNSUPPORTED), asks for its workspace (call_workspace), stops there if call->dry_run,
+ * then runs or enqueues. problem_workspace(p) looks at the shape only. */
+struct backend {
+#define PROBLEM(problem)                                                                                               \
+    wf_status (*problem)(const struct problem *p, struct call *call);                                                  \
+    size_t (*problem##_workspace)(const struct problem *p);                                                            \
+    const char *(*problem##_variant)(int i);
+#include "ops.def"
+    bool (*usable)(void); /* a call could succeed on this machine */
+};
+extern const struct backend wf_cpu_backend, wf_cuda_backend;
+
+#endif

@@ -1,0 +1,22 @@
+/* What the front doors of GroupNorm, InstanceNorm and BatchNorm share. */
+#ifndef WELFORD_CHANNELNORM_H
+#define WELFORD_CHANNELNORM_H
+
+#include "call.h"
+
+/* Checks the buffers and solves. */
+wf_status channelnorm_solve_forward(struct call *call, const struct channelnorm_forward *p);
+wf_status channelnorm_solve_backward(struct call *call, const struct channelnorm_backward *p);
+
+/* BatchNorm's three directions, and InstanceNorm's, whose structs have the same fields: across_batch tells them apart.
+ * what is a wf_batchnorm, with a wf_batchnorm_..._args, of whatever size the caller states. */
+wf_status batchnorm_train(const char *operation, bool across_batch, const void *what, const void *with,
+                          const wf_exec *where);
+wf_status batchnorm_infer(const char *operation, const void *what, const void *with, const wf_exec *where);
+wf_status batchnorm_backward(const char *operation, bool across_batch, const void *what, const void *with,
+                             const wf_exec *where);
+size_t batchnorm_train_workspace(const char *operation, bool across_batch, const void *what, wf_backend backend);
+size_t batchnorm_infer_workspace(const char *operation, const void *what, wf_backend backend);
+size_t batchnorm_backward_workspace(const char *operation, bool across_batch, const void *what, wf_backend backend);
+
+#endif

@@ -1,0 +1,254 @@
+/* GroupNorm, InstanceNorm and BatchNorm on the CPU: what both layouts share. channels_first.h and channels_last.h reduce and
+ * apply; here a set's partial results become its statistics, or the two averages that its gradient needs.
+ *
+ *     y = ((x - mean) - mean_lo) * rstd * gamma + beta
+ *     dx = rstd * (gamma * dy - k1 - xhat * k2),  k1 = avg(gamma * dy),  k2 = avg(gamma * dy * xhat) over the set
+ *
+ * A set is what shares a statistic: a channel (across the batch), or a group of a sample. */
+#include "tile.h"
+
+struct geometry {
+    struct channelnorm_shape s;
+    int64_t                  sets, count;    /* of values in a set */
+    int64_t                  group_channels; /* of a set: 1 across the batch */
+};
+
+/* Where there is one value per channel and sample both layouts are the same memory; channels last is the faster there. */
+static struct geometry geometry_of(const struct channelnorm_shape *shape)
+{
+    struct geometry g = {.s = *shape};
+    if (g.s.hw == 1)
+        g.s.layout = WF_NHWC;
+    g.group_channels = g.s.across_batch ? 1 : g.s.c / g.s.groups;
+    g.sets = g.s.across_batch ? g.s.c : g.s.n * g.s.groups;
+    g.count = g.s.across_batch ? g.s.n * g.s.hw : g.group_channels * g.s.hw;
+    return g;
+}
+
+/* ---- forward ---------------------------------------------------------------------------------------------------- */
+
+struct channelnorm_forward_run {
+    const struct channelnorm_forward *p;
+    struct geometry                   g;
+    int64_t                           items;                          /* of a set or, channels last, of a sample */
+    real                             *mean, *mean_lo, *rstd, *variance; /* [sets]; variance as the running one wants it */
+    void                             *part;                           /* what reduce found */
+    struct moments                   *column; /* [n, c], channels last with groups of several channels only */
+    bool                              stream;
+};
+
+static void finish_set(const struct channelnorm_forward_run *r, int64_t set, struct moments m)
+{
+    const struct channelnorm_forward *p = r->p;
+    const int64_t                     count = r->g.count;
+    r->mean[set] = m.mean;
+    r->mean_lo[set] = m.mean_lo;
+    r->rstd[set] = moments_rstd(m, count, (real)p->eps);
+    r->variance[set] = count > 1 ? moments_variance(m, p->unbiased ? count - 1 : count) : 0;
+}
+
+/* Evaluation: the statistics are the running ones. */
+static void known_set(const struct channelnorm_forward_run *r, int64_t set)
+{
+    const struct moments m = {0, 0, ((const real *)r->p->running_var_in)[set], 0};
+    r->mean[set] = ((const real *)r->p->running_mean_in)[set];
+    r->mean_lo[set] = 0;
+    r->rstd[set] = moments_rstd(m, 1, (real)r->p->eps);
+}
+
+#include "channels_first.h"
+#include "channels_last.h"
+
+/* out = (1 - momentum) * in + momentum * (average over samples of a statistic); in where there was nothing to average. */
+static void move_running(const struct channelnorm_forward_run *r, const real *statistic, const void *in, void *out,
+                         int64_t begin, int64_t n)
+{
+    const struct channelnorm_forward *p = r->p;
+    const int64_t                     samples = r->g.sets / r->g.s.c;
+    const real                       *old = (const real *)in + begin, keep = (real)(1 - p->momentum);
+    real                             *moved = (real *)out + begin, sum[COLUMNS];
+    if (r->g.count == 0 || samples == 0) {
+        memmove(moved, old, (size_t)n * sizeof(real));
+        return;
+    }
+    row_sum_tree(statistic + begin, samples, r->g.s.c, (int)n, sum);
+    SIMD
+    for (int64_t i = 0; i < n; i++) {
+        const real batch = sum[i] / (real)samples;
+        moved[i] = p->momentum == 1 ? batch : keep * old[i] + (real)p->momentum * batch;
+    }
+}
+
+static void forward_finish(void *arg, int64_t begin, int64_t end)
+{
+    const struct channelnorm_forward_run *r = arg;
+    const struct channelnorm_forward     *p = r->p;
+    for (int64_t c = begin; c < end; c += COLUMNS) {
+        const int64_t n = min64(COLUMNS, end - c);
+        move_running(r, r->mean, p->running_mean_in, p->running_mean_out, c, n);
+        move_running(r, r->variance, p->running_var_in, p->running_var_out, c, n);
+    }
+}
+
+static size_t channelnorm_forward_plan(const struct channelnorm_forward *p, void *workspace,
+                                       struct channelnorm_forward_run *r)
+{
+    struct cpu_arena arena = {workspace, 0};
+    *r = (struct channelnorm_forward_run){.p = p, .g = geometry_of(&p->shape)};
+    r->mean = cpu_take(&arena, r->g.sets, sizeof(real));
+    r->mean_lo = cpu_take(&arena, r->g.sets, sizeof(real));
+    r->rstd = cpu_take(&arena, r->g.sets, sizeof(real));
+    r->variance = cpu_take(&arena, r->g.sets, sizeof(real));
+    if (r->g.s.layout == WF_NCHW)
+        channels_first_forward_plan(r, &arena);
+    else
+        channels_last_forward_plan(r, &arena);
+    return cpu_arena_size(&arena);
+}
+
+static size_t channelnorm_forward_workspace(const struct channelnorm_forward *p)
+{
+    struct channelnorm_forward_run r;
+    return channelnorm_forward_plan(p, NULL, &r);
+}
+
+static void copy_out(void *to, const real *from, int64_t n)
+{
+    if (to)
+        memcpy(to, from, (size_t)n * sizeof(real));
+}
+
+static void channelnorm_forward(const struct channelnorm_forward *p, const struct cpu_run *run)
+{
+    struct channelnorm_forward_run r;
+    channelnorm_forward_plan(p, run->workspace, &r);
+    r.stream = run->stream;
+    if (r.g.s.layout == WF_NCHW)
+        channels_first_forward(&r, run);
+    else
+        channels_last_forward(&r, run);
+    copy_out(p->mean, r.mean, r.g.sets);
+    copy_out(p->mean_lo, r.mean_lo, r.g.sets);
+    copy_out(p->rstd, r.rstd, r.g.sets);
+    if (p->running_mean_out && r.g.s.c > 0)
+        cpu_parallel(run, r.g.s.c, 16 * COLUMNS, forward_finish, &r);
+}
+
+/* ---- backward --------------------------------------------------------------------------------------------------- */
+
+struct channelnorm_backward_run {
+    const struct channelnorm_backward *p;
+    struct geometry                    g;
+    int64_t                            items;
+    int64_t                            samples;       /* of the sums below: n, or 1 where reduce summed over them */
+    real                              *dy_sum, *dyx_sum; /* [samples, c]: sum dy and sum dy * xhat of a channel */
+    real                              *k1, *k2;       /* [sets] */
+    real                              *part;          /* what reduce found, where that is less than a channel */
+    bool                               stream;
+};
+
+/* sum of weight[i] * value[i], gamma's dtype for the weights; NULL = 1. */
+static real weighted_sum(const void *gamma, wf_dtype dtype, const real *value, int64_t first, int64_t n)
+{
+    if (n > TILE) {
+        const int64_t left = tree_split(n, TILE);
+        return weighted_sum(gamma, dtype, value, first, left) +
+               weighted_sum(gamma, dtype, value + left, first + left, n - left);
+    }
+    real        buffer[TILE], product[TILE];
+    const real *weight = gamma ? load(gamma, dtype, first, n, buffer) : NULL;
+    for (int64_t i = 0; i < n; i++)
+        product[i] = weight ? weight[i] * value[i] : value[i];
+    return tile_sum(product, n, 0);
+}
+
+/* The averages of one set from its channels' sums. */
+static void combine_sums(const struct channelnorm_backward_run *r, int64_t set)
+{
+    const struct channelnorm_backward *p = r->p;
+    const int64_t                      channels = r->g.group_channels, c = r->g.s.c;
+    real                               sum[2];
+    if (p->frozen) {
+        r->k1[set] = r->k2[set] = 0;
+        return;
+    }
+    if (r->g.s.across_batch) {
+        const real gamma = load_one(p->gamma, p->shape.w_dtype, set, 1);
+        row_sum_tree(r->dy_sum + set, r->samples, c, 1, &sum[0]);
+        row_sum_tree(r->dyx_sum + set, r->samples, c, 1, &sum[1]);
+        sum[0] *= gamma;
+        sum[1] *= gamma;
+    } else {
+        const int64_t first = set % r->g.s.groups * channels, at = set * channels;
+        sum[0] = weighted_sum(p->gamma, p->shape.w_dtype, r->dy_sum + at, first, channels);
+        sum[1] = weighted_sum(p->gamma, p->shape.w_dtype, r->dyx_sum + at, first, channels);
+    }
+    r->k1[set] = sum[0] / (real)r->g.count;
+    r->k2[set] = sum[1] / (real)r->g.count;
+}
+
+/* mean_lo is optional in the backward pass. */
+static inline real given(const void *statistic, int64_t set)
+{
+    return statistic ? ((const real *)statistic)[set] : 0;
+}
+
+#include "channels_first_backward.h"
+#include "channels_last_backward.h"
+
+static void channelnorm_backward_finish(void *arg, int64_t begin, int64_t end)
+{
+    const struct channelnorm_backward_run *r = arg;
+    const struct channelnorm_backward     *p = r->p;
+    void *const                            out[2] = {p->dbeta, p->dgamma};
+    const real *const                      from[2] = {r->dy_sum, r->dyx_sum};
+    for (int64_t c = begin; c < end; c += COLUMNS) {
+        const int64_t n = min64(COLUMNS, end - c);
+        for (int k = 0; k < 2; k++) {
+            real sum[COLUMNS] = {0};
+            if (!out[k])
+                continue;
+            if (r->samples && r->g.count)
+                row_sum_tree(from[k] + c, r->samples, r->g.s.c, (int)n, sum);
+            store_gradient(out[k], p->shape.w_dtype, c, n, p->accumulate, sum);
+        }
+    }
+}
+
+static size_t channelnorm_backward_plan(const struct channelnorm_backward *p, void *workspace,
+                                        struct channelnorm_backward_run *r)
+{
+    struct cpu_arena arena = {workspace, 0};
+    *r = (struct channelnorm_backward_run){.p = p, .g = geometry_of(&p->shape)};
+    r->samples = r->g.s.layout == WF_NHWC && r->g.s.across_batch ? 1 : r->g.s.n;
+    r->dy_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
+    r->dyx_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
+    r->k1 = cpu_take(&arena, r->g.sets, sizeof(real));
+    r->k2 = cpu_take(&arena, r->g.sets, sizeof(real));
+    if (r->g.s.layout == WF_NCHW)
+        channels_first_backward_plan(r, &arena);
+    else
+        channels_last_backward_plan(r, &arena);
+    return cpu_arena_size(&arena);
+}
+
+static size_t channelnorm_backward_workspace(const struct channelnorm_backward *p)
+{
+    struct channelnorm_backward_run r;
+    return channelnorm_backward_plan(p, NULL, &r);
+}
+
+static void channelnorm_backward(const struct channelnorm_backward *p, const struct cpu_run *run)
+{
+    struct channelnorm_backward_run r;
+    channelnorm_backward_plan(p, run->workspace, &r);
+    r.stream = run->stream;
+    if (r.g.count && r.g.sets) {
+        if (r.g.s.layout == WF_NCHW)
+            channels_first_backward(&r, run);
+        else
+            channels_last_backward(&r, run);
+    }
+    if (p->dgamma || p->dbeta)
+        cpu_parallel(run, r.g.s.c, 16 * COLUMNS, channelnorm_backward_finish, &r);
+}

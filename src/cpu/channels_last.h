@@ -1,0 +1,329 @@
+/* x is [n, hw, c]: forward. Columns are reduced over blocks of rows that stay in cache for two sweeps; blocks merge as a tree.
+ * Across the batch the whole tensor is one sample of n * hw rows. Included by channelnorm_cpu.c.
+ *
+ * Few channels are folded: a "wide row" is `fold` consecutive rows, so that loops are long for any c; a column then has fold
+ * partial sums, which are added at the end of a block. */
+
+enum { LEAF_WIDE_ROWS = 64 }; /* of a block: at most 16 additions of SWEPT_ROWS rows in sequence */
+
+/* A tile of columns [col, col + width) of every row. */
+struct columns_tile {
+    wf_dtype dtype;
+    int64_t  c, col, width, fold;
+};
+
+static int64_t fold_of(int64_t c)
+{
+    return c <= COLUMNS / 2 ? COLUMNS / c : 1;
+}
+
+static struct columns_tile columns_tile_of(const struct geometry *g, int64_t tile)
+{
+    const int64_t col = tile * COLUMNS;
+    return (struct columns_tile){g->s.x_dtype, g->s.c, col, min64(COLUMNS, g->s.c - col), fold_of(g->s.c)};
+}
+
+static int64_t last_samples(const struct geometry *g)
+{
+    return g->s.across_batch ? 1 : g->s.n;
+}
+
+static int64_t last_rows(const struct geometry *g)
+{
+    return g->s.across_batch ? g->s.n * g->s.hw : g->s.hw;
+}
+
+/* Rows of a block, at most TILE. */
+static int64_t leaf_rows(int64_t c)
+{
+    return LEAF_WIDE_ROWS * min64(fold_of(c), TILE / LEAF_WIDE_ROWS);
+}
+
+/* Rows of an item: blocks, a power of two of them, worth a thread's while. */
+static int64_t last_item_rows(const struct geometry *g)
+{
+    int64_t rows = leaf_rows(g->s.c);
+    while (rows * g->s.c * (int64_t)sizeof(real) < CPU_GRAIN_BYTES)
+        rows *= 2;
+    return rows;
+}
+
+static int64_t last_tiles(const struct geometry *g)
+{
+    return ceil_div(g->s.c, COLUMNS);
+}
+
+/* The first `width` values again and again. */
+static void repeat(real *v, const struct columns_tile *t)
+{
+    for (int64_t i = t->width; i < t->width * t->fold; i++)
+        v[i] = v[i - t->width];
+}
+
+/* The partial sums of a column, as a tree. */
+static void add_folds(real *v, const struct columns_tile *t)
+{
+    for (int64_t left = t->fold; left > 1;) {
+        const int64_t half = (left + 1) / 2;
+        for (int64_t i = 0; i < (left - half) * t->width; i++)
+            v[i] += v[i + half * t->width];
+        left = half;
+    }
+}
+
+/* Wide row `wide` of the n rows from `row`: its elements, then those of pad. */
+static const real *load_wide(const struct columns_tile *t, const void *data, int64_t row, int64_t n, int64_t wide,
+                             const real *pad, real *buffer)
+{
+    const int64_t first = wide * t->fold;
+    if (first >= n)
+        return pad;
+    const int64_t count = min64(t->fold, n - first) * t->width, all = t->fold * t->width;
+    const real   *from = load(data, t->dtype, (row + first) * t->c + t->col, count, buffer);
+    if (count == all)
+        return from;
+    if (from != buffer)
+        memcpy(buffer, from, (size_t)count * sizeof(real));
+    memcpy(buffer + count, pad + count, (size_t)(all - count) * sizeof(real));
+    return buffer;
+}
+
+/* ---- reduce ----------------------------------------------------------------------------------------------------- */
+
+/* The moments of a tile's columns. */
+struct columns {
+    real    mean[COLUMNS], mean_lo[COLUMNS], m2[COLUMNS];
+    int32_t scale[COLUMNS];
+};
+
+static struct moments column_get(const struct columns *s, int64_t j)
+{
+    return (struct moments){s->mean[j], s->mean_lo[j], s->m2[j], s->scale[j]};
+}
+
+static void column_set(struct columns *s, int64_t j, struct moments m)
+{
+    s->mean[j] = m.mean;
+    s->mean_lo[j] = m.mean_lo;
+    s->m2[j] = m.m2;
+    s->scale[j] = m.scale;
+}
+
+/* a becomes the moments of a and b, for n columns. */
+static void columns_merge(struct columns *a, int64_t a_count, const struct columns *b, int64_t b_count, int64_t n)
+{
+    struct columns out;
+    real           b_share, weight;
+    int32_t        special = 0;
+    moments_weights(a_count, b_count, &b_share, &weight);
+    _Pragma("omp simd reduction(| : special)")
+    for (int64_t j = 0; j < n; j++) {
+        bool plain;
+        column_set(&out, j, moments_merge_plain(column_get(a, j), column_get(b, j), b_share, weight, &plain));
+        special |= !plain;
+    }
+    for (int64_t j = 0; special && j < n; j++)
+        column_set(&out, j, moments_merge(column_get(a, j), a_count, column_get(b, j), b_count));
+    *a = out;
+}
+
+/* sum d and sum d^2, d = x - center, of each column over n rows from `row`. */
+static void columns_squares(const struct columns_tile *t, const void *data, int64_t row, int64_t n, const real *center,
+                            real *sum, real *squares)
+{
+    const int64_t all = t->fold * t->width, wide_rows = ceil_div(n, t->fold);
+    real          buffer[SWEPT_ROWS][COLUMNS];
+    fill(sum, all, 0);
+    fill(squares, all, 0);
+    for (int64_t wide = 0; wide < wide_rows; wide += SWEPT_ROWS) {
+        const real *x[SWEPT_ROWS];
+        for (int k = 0; k < SWEPT_ROWS; k++)
+            x[k] = load_wide(t, data, row, n, wide + k, center, buffer[k]);
+        SIMD
+        for (int64_t i = 0; i < all; i++) {
+            real d[SWEPT_ROWS];
+            for (int k = 0; k < SWEPT_ROWS; k++)
+                d[k] = x[k][i] - center[i];
+            sum[i] += (d[0] + d[1]) + (d[2] + d[3]);
+            squares[i] += (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]);
+        }
+    }
+    add_folds(sum, t);
+    add_folds(squares, t);
+}
+
+/* One column again, whose squares left the range. */
+__attribute__((noinline, cold)) static void column_squares_scaled(const struct columns_tile *t, const void *data,
+                                                                  int64_t row, int64_t n, int64_t j, real center,
+                                                                  real *sum, struct moments *m)
+{
+    real x[TILE], buffer[1];
+    for (int64_t i = 0; i < n; i++)
+        x[i] = *load(data, t->dtype, (row + i) * t->c + t->col + j, 1, buffer);
+    tile_squares_scaled(x, n, center, sum, &m->m2, &m->scale);
+}
+
+/* n <= leaf_rows rows, two sweeps: as tile_moments. */
+static void columns_leaf(const struct columns_tile *t, const void *data, int64_t row, int64_t n, struct columns *out)
+{
+    real        center[COLUMNS], sum[COLUMNS], squares[COLUMNS], buffer[COLUMNS];
+    const real *first = load(data, t->dtype, row * t->c + t->col, t->width, buffer);
+    memcpy(center, first, (size_t)t->width * sizeof(real));
+    repeat(center, t);
+    columns_squares(t, data, row, n, center, sum, squares);
+    for (int64_t j = 0; j < t->width; j++)
+        center[j] += sum[j] / (real)n;
+    repeat(center, t);
+    columns_squares(t, data, row, n, center, sum, squares);
+    for (int64_t j = 0; j < t->width; j++) {
+        struct moments m = {0, 0, squares[j], 0};
+        if (!moments_in_range(m.m2))
+            column_squares_scaled(t, data, row, n, j, center[j], &sum[j], &m);
+        column_set(out, j, moments_about(center[j], sum[j], m.m2, m.scale, n));
+    }
+}
+
+static void columns_moments(const struct columns_tile *t, const void *data, int64_t row, int64_t n, struct columns *out)
+{
+    if (n <= leaf_rows(t->c)) {
+        columns_leaf(t, data, row, n, out);
+        return;
+    }
+    struct columns right;
+    const int64_t  left = tree_split(n, leaf_rows(t->c));
+    columns_moments(t, data, row, left, out);
+    columns_moments(t, data, row + left, n - left, &right);
+    columns_merge(out, left, &right, n - left, t->width);
+}
+
+/* Records of consecutive items, `stride` apart: all of item_rows rows but the last, of rows in total. */
+static void columns_tree(const struct columns *item, int64_t stride, int64_t item_rows, int64_t rows, int64_t width,
+                         struct columns *out)
+{
+    if (rows <= item_rows) {
+        *out = *item;
+        return;
+    }
+    struct columns right;
+    const int64_t  left = tree_split(rows, item_rows);
+    columns_tree(item, stride, item_rows, left, width, out);
+    columns_tree(item + left / item_rows * stride, stride, item_rows, rows - left, width, &right);
+    columns_merge(out, left, &right, rows - left, width);
+}
+
+static void channels_last_reduce(const void *arg, int64_t sample, int64_t item)
+{
+    const struct channelnorm_forward_run *r = arg;
+    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
+    const int64_t tiles = last_tiles(&r->g);
+    struct columns *part = (struct columns *)r->part + (sample * r->items + item) * tiles;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const struct columns_tile t = columns_tile_of(&r->g, tile);
+        columns_moments(&t, r->p->x, sample * rows + first, min64(item_rows, rows - first), part + tile);
+    }
+}
+
+/* All sets of a sample. */
+static void channels_last_combine(const void *arg, int64_t sample)
+{
+    const struct channelnorm_forward_run *r = arg;
+    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), c = r->g.s.c, tiles = last_tiles(&r->g);
+    const int64_t channels = r->g.group_channels;
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const struct columns_tile t = columns_tile_of(&r->g, tile);
+        struct columns            all = {0};
+        if (rows && !r->p->known)
+            columns_tree((struct columns *)r->part + sample * r->items * tiles + tile, tiles, item_rows, rows, t.width,
+                         &all);
+        for (int64_t j = 0; j < t.width; j++) {
+            const int64_t column = sample * c + t.col + j;
+            if (r->p->known)
+                known_set(r, column);
+            else if (channels == 1)
+                finish_set(r, column, column_get(&all, j));
+            else
+                r->column[column] = column_get(&all, j);
+        }
+    }
+    for (int64_t set = sample * (c / channels); channels > 1 && set < (sample + 1) * (c / channels); set++)
+        finish_set(r, set, rows ? moments_tree(r->column + set * channels, rows, channels * rows) : (struct moments){0});
+}
+
+/* ---- apply ------------------------------------------------------------------------------------------------------ */
+
+/* The statistics of the sets that a tile's columns belong to, `from` being [sets] or NULL for zeros. */
+static void spread(const struct geometry *g, const struct columns_tile *t, int64_t sample, const real *from, real *to)
+{
+    for (int64_t j = 0; j < t->width; j++)
+        to[j] = from ? from[(sample * g->s.c + t->col + j) / g->group_channels] : 0;
+    repeat(to, t);
+}
+
+/* A parameter of a tile's columns. */
+static void spread_parameter(const struct channelnorm_shape *s, const struct columns_tile *t, const void *parameter,
+                             real fallback, real *to)
+{
+    if (parameter) {
+        const real *from = load(parameter, s->w_dtype, t->col, t->width, to);
+        if (from != to)
+            memcpy(to, from, (size_t)t->width * sizeof(real));
+    } else {
+        fill(to, t->width, fallback);
+    }
+    repeat(to, t);
+}
+
+static void channels_last_apply(const void *arg, int64_t sample, int64_t item)
+{
+    const struct channelnorm_forward_run *r = arg;
+    const struct channelnorm_forward     *p = r->p;
+    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), tiles = last_tiles(&r->g);
+    const int64_t first = item * item_rows, n = min64(item_rows, rows - first);
+    real mean[COLUMNS], mean_lo[COLUMNS], rstd[COLUMNS], gamma[COLUMNS], beta[COLUMNS], x_buffer[COLUMNS], y_buffer[COLUMNS];
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const struct columns_tile t = columns_tile_of(&r->g, tile);
+        spread(&r->g, &t, sample, r->mean, mean);
+        spread(&r->g, &t, sample, r->mean_lo, mean_lo);
+        spread(&r->g, &t, sample, r->rstd, rstd);
+        spread_parameter(&p->shape, &t, p->gamma, 1, gamma);
+        spread_parameter(&p->shape, &t, p->beta, 0, beta);
+        for (int64_t row = 0; row < n; row += t.fold) {
+            const int64_t at = (sample * rows + first + row) * t.c + t.col, count = min64(t.fold, n - row) * t.width;
+            const real   *x = load(p->x, t.dtype, at, count, x_buffer);
+            real         *y = store_target(p->y, t.dtype, at, r->stream, y_buffer);
+            SIMD
+            for (int64_t i = 0; i < count; i++)
+                y[i] = ((x[i] - mean[i]) - mean_lo[i]) * rstd[i] * gamma[i] + beta[i];
+            store(p->y, t.dtype, at, y, count, r->stream);
+        }
+    }
+    stream_fence(r->stream);
+}
+
+/* ---- the plan --------------------------------------------------------------------------------------------------- */
+
+static void channels_last_forward_plan(struct channelnorm_forward_run *r, struct cpu_arena *arena)
+{
+    const int64_t samples = last_samples(&r->g);
+    r->items = r->g.s.c ? ceil_div(last_rows(&r->g), last_item_rows(&r->g)) : 0;
+    if (r->p->known)
+        return;
+    r->part = cpu_take(arena, samples * r->items * last_tiles(&r->g), sizeof(struct columns));
+    if (r->g.group_channels > 1)
+        r->column = cpu_take(arena, samples * r->g.s.c, sizeof(struct moments));
+}
+
+static void channels_last_forward(struct channelnorm_forward_run *r, const struct cpu_run *run)
+{
+    const int64_t samples = last_samples(&r->g), row_bytes = r->g.s.c * (int64_t)sizeof(real);
+    if (row_bytes == 0)
+        return;
+    cpu_run_stages(run, &(struct cpu_stages){.sets = samples,
+                                             .items = r->items,
+                                             .item_bytes = row_bytes * min64(last_item_rows(&r->g), last_rows(&r->g)),
+                                             .reduce = r->p->known ? NULL : channels_last_reduce,
+                                             .combine = channels_last_combine,
+                                             .apply = channels_last_apply,
+                                             .arg = r,
+                                             .fused = samples > 1 && row_bytes * last_rows(&r->g) <= CPU_FUSED_BYTES});
+}

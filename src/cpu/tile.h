@@ -1,0 +1,422 @@
+/* Tiles: the layer that CPU kernels are written on. A tile is up to TILE values of the arithmetic type in a core's first-level
+ * cache; dtypes exist only in load and store. Elementwise work is plain loops, which the compiler vectorises for each ISA;
+ * sums go through 32 virtual lanes, merged as a tree, so that their order is the same on all.
+ *
+ * | primitive                      | what it does                                                                      |
+ * | load, store                    | a run of any dtype from and to memory; load gives memory itself where it can      |
+ * | span_load                      | up to TILE values of a set whose values lie in runs at a stride                   |
+ * | tile_sum, tile_moments         | reduce one tile                                                                   |
+ * | span_moments                   | reduce a set of any length: tiles, merged as a tree                               |
+ * | tree_split                     | where every tree here divides                                                     |
+ * | row_sum_tree                   | sum of partial rows, element by element, as a tree                                |
+ */
+#ifndef WELFORD_TILE_H
+#define WELFORD_TILE_H
+
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "common/dtype.h"
+#include "common/moments.h"
+#include "cpu.h"
+
+#define SIMD _Pragma("omp simd") /* iterations are independent, in place (y = x) too */
+
+enum {
+    TILE = 1024,
+    LANES = 32,
+    SWATH = 4 * LANES,   /* what a sweep adds as a tree before it meets a running sum, so that a large value among many
+                            small ones costs few roundings */
+    COLUMNS = 256,       /* of a tile of several rows */
+    SEGMENT = 16 * TILE, /* of a long run: what one thread takes; TILE * 2^k, so that cutting changes no bits */
+    SWEPT_ROWS = 4,      /* rows that are added as a tree before they meet a running sum */
+};
+
+static inline int64_t ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+static inline int64_t min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- lanes ------------------------------------------------------------------------------------------------------ */
+
+#if defined(__AVX512F__)
+#define VECTOR_SIZE 64
+#elif defined(__AVX__)
+#define VECTOR_SIZE 32
+#else
+#define VECTOR_SIZE 16
+#endif
+typedef real vector __attribute__((vector_size(VECTOR_SIZE)));
+enum { VECTORS = LANES * sizeof(real) / VECTOR_SIZE };
+struct lanes {
+    vector v[VECTORS];
+};
+
+static inline struct lanes lanes_fill(real value)
+{
+    struct lanes l;
+    for (int k = 0; k < VECTORS; k++)
+        l.v[k] = (vector){0} + value;
+    return l;
+}
+
+/* SWATH values of x from i: memory itself, or at the end of its n values a copy completed by fill. */
+static inline const real *swath(const real *x, int64_t i, int64_t n, real fill, real *buffer)
+{
+    if (i + SWATH <= n)
+        return x + i;
+    for (int k = 0; k < SWATH; k++)
+        buffer[k] = fill;
+    memcpy(buffer, x + i, (size_t)(n - i) * sizeof(real));
+    return buffer;
+}
+
+/* Vector k of the g-th LANES values of a swath. */
+static inline vector swath_vector(const real *x, int g, int k)
+{
+    vector v;
+    memcpy(&v, x + g * LANES + k * (int)(VECTOR_SIZE / sizeof(real)), sizeof v);
+    return v;
+}
+
+static inline real lanes_sum(struct lanes l)
+{
+    real t[LANES];
+    memcpy(t, &l, sizeof t);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int k = 0; k < width; k++)
+            t[k] += t[k + width];
+    return t[0];
+}
+
+/* ---- trees ------------------------------------------------------------------------------------------------------ */
+
+/* The left part of n > leaf values: the largest leaf * 2^k below n. Cutting at any multiple of leaf * 2^k beforehand leaves
+ * the tree, and so the bits, as they are. */
+static inline int64_t tree_split(int64_t n, int64_t leaf)
+{
+    int64_t left = leaf;
+    while (left * 2 < n)
+        left *= 2;
+    return left;
+}
+
+/* out[j] = sum of row[i * stride + j] over count >= 1 rows, n <= COLUMNS. */
+static void row_sum_tree(const real *row, int64_t count, int64_t stride, int n, real *out)
+{
+    if (count == 1) {
+        memcpy(out, row, (size_t)n * sizeof(real));
+        return;
+    }
+    real          right[COLUMNS];
+    const int64_t left = tree_split(count, 1);
+    row_sum_tree(row, left, stride, n, out);
+    row_sum_tree(row + left * stride, count - left, stride, n, right);
+    SIMD
+    for (int j = 0; j < n; j++)
+        out[j] += right[j];
+}
+
+/* ---- load and store --------------------------------------------------------------------------------------------- */
+
+static inline const char *at_element(const void *data, wf_dtype dtype, int64_t index)
+{
+    static const int size[] = {
+#define DTYPE(enumerator, name, bytes) [enumerator] = bytes,
+#include "dtypes.def"
+    };
+    return (const char *)data + index * size[dtype];
+}
+
+/* Does memory of this dtype hold values of the arithmetic type? */
+static inline bool is_real(wf_dtype dtype)
+{
+    return dtype == (sizeof(real) == 8 ? WF_F64 : WF_F32);
+}
+
+static void load_f16(const uint16_t *from, int64_t n, real *to)
+{
+    int64_t i = 0;
+#if defined(__F16C__)
+    for (; i + 8 <= n && sizeof(real) == 4; i += 8)
+        _mm256_storeu_ps((float *)(to + i), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
+#endif
+    SIMD
+    for (int64_t k = i; k < n; k++)
+        to[k] = (real)wf_f16_to_f32(from[k]);
+}
+
+static void store_f16(const real *from, int64_t n, uint16_t *to)
+{
+    int64_t i = 0;
+#if defined(__F16C__)
+    for (; i + 8 <= n && sizeof(real) == 4; i += 8)
+        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps((const float *)(from + i)), 0));
+#endif
+    SIMD
+    for (int64_t k = i; k < n; k++)
+        to[k] = wf_f32_to_f16((float)from[k]);
+}
+
+/* data[index .. index + n) as reals: memory itself where it holds reals, else converted into buffer. */
+static inline const real *load(const void *data, wf_dtype dtype, int64_t index, int64_t n, real *buffer)
+{
+    const void *from = at_element(data, dtype, index);
+    if (is_real(dtype))
+        return from;
+    if (dtype == WF_F16) {
+        load_f16(from, n, buffer);
+    } else {
+        const uint16_t *h = from;
+        SIMD
+        for (int64_t i = 0; i < n; i++)
+            buffer[i] = (real)wf_bf16_to_f32(h[i]);
+    }
+    return buffer;
+}
+
+/* Past the cache: whole lines without reading them first. */
+static void stream_bytes(char *to, const char *from, size_t size)
+{
+#if defined(__x86_64__)
+    size_t head = -(uintptr_t)to & 63;
+    head = head < size ? head : size;
+    memcpy(to, from, head);
+    size_t at = head;
+    for (; at + 64 <= size; at += 64)
+        for (size_t k = 0; k < 64; k += 16)
+            _mm_stream_si128((__m128i *)(to + at + k), _mm_loadu_si128((const __m128i *)(from + at + k)));
+    memcpy(to + at, from + at, size - at);
+#else
+    memcpy(to, from, size);
+#endif
+}
+
+/* Where to compute n values that store() will then put at data[index]: memory itself if it holds reals, else buffer. */
+static inline real *store_target(void *data, wf_dtype dtype, int64_t index, bool stream, real *buffer)
+{
+    return is_real(dtype) && !stream ? (real *)(uintptr_t)at_element(data, dtype, index) : buffer;
+}
+
+static inline void store(void *data, wf_dtype dtype, int64_t index, const real *from, int64_t n, bool stream)
+{
+    char    *to = (char *)(uintptr_t)at_element(data, dtype, index);
+    uint16_t half[TILE];
+    if (is_real(dtype)) {
+        if (stream)
+            stream_bytes(to, (const char *)from, (size_t)n * sizeof(real));
+        return; /* else it is there already */
+    }
+    uint16_t *bits = stream ? half : (uint16_t *)to;
+    if (dtype == WF_F16) {
+        store_f16(from, n, bits);
+    } else {
+        SIMD
+        for (int64_t i = 0; i < n; i++)
+            bits[i] = wf_f32_to_bf16((float)from[i]);
+    }
+    if (stream)
+        stream_bytes(to, (const char *)half, (size_t)n * sizeof *half);
+}
+
+/* Before another thread, or the caller, may look at what was streamed. */
+static inline void stream_fence(bool stream)
+{
+#if defined(__x86_64__)
+    if (stream)
+        _mm_sfence();
+#else
+    (void)stream;
+#endif
+}
+
+static inline void fill(real *to, int64_t n, real value)
+{
+    for (int64_t i = 0; i < n; i++)
+        to[i] = value;
+}
+
+/* One value of an optional parameter or statistic. */
+static inline real load_one(const void *data, wf_dtype dtype, int64_t index, real fallback)
+{
+    real buffer[1];
+    return data ? *load(data, dtype, index, 1, buffer) : fallback;
+}
+
+/* A parameter's gradient, rounded once: old value (or 0) + sum. */
+static inline void store_gradient(void *data, wf_dtype dtype, int64_t index, int64_t n, bool accumulate, const real *sum)
+{
+    real        old_buffer[TILE], out[TILE];
+    const real *old = accumulate ? load(data, dtype, index, n, old_buffer) : NULL;
+    SIMD
+    for (int64_t i = 0; i < n; i++)
+        out[i] = old ? old[i] + sum[i] : sum[i];
+    if (is_real(dtype))
+        memcpy((char *)(uintptr_t)at_element(data, dtype, index), out, (size_t)n * sizeof(real));
+    else
+        store(data, dtype, index, out, n, false);
+}
+
+/* ---- sets of values --------------------------------------------------------------------------------------------- */
+
+/* Values 0, 1, ... lie in runs of `run` consecutive elements, `stride` elements from run to run. */
+struct span {
+    const void *data;
+    wf_dtype    dtype;
+    int64_t     run, stride;
+};
+
+/* Values [begin, begin + n), n <= TILE. */
+static const real *span_load(const struct span *s, int64_t begin, int64_t n, real *buffer)
+{
+    int64_t run = begin / s->run, in_run = begin - run * s->run;
+    if (in_run + n <= s->run)
+        return load(s->data, s->dtype, run * s->stride + in_run, n, buffer);
+    for (int64_t done = 0; done < n; run++, in_run = 0) {
+        const int64_t left = n - done, part = s->run - in_run < left ? s->run - in_run : left;
+        const real   *from = load(s->data, s->dtype, run * s->stride + in_run, part, buffer + done);
+        if (from != buffer + done)
+            memcpy(buffer + done, from, (size_t)part * sizeof(real));
+        done += part;
+    }
+    return buffer;
+}
+
+/* ---- reductions ------------------------------------------------------------------------------------------------- */
+
+/* sum x - shift; exactly 0 if all are shift. */
+static real tile_sum(const real *x, int64_t n, real shift)
+{
+    struct lanes sum = lanes_fill(0);
+    real         buffer[SWATH];
+    for (int64_t i = 0; i < n; i += SWATH) {
+        const real *part = swath(x, i, n, shift, buffer);
+        for (int k = 0; k < VECTORS; k++)
+            sum.v[k] += ((swath_vector(part, 0, k) - shift) + (swath_vector(part, 1, k) - shift)) +
+                        ((swath_vector(part, 2, k) - shift) + (swath_vector(part, 3, k) - shift));
+    }
+    return lanes_sum(sum);
+}
+
+/* sum d and sum d^2 with d = x - center. */
+static void tile_squares(const real *x, int64_t n, real center, real *sum, real *squares)
+{
+    struct lanes s1 = lanes_fill(0), s2 = lanes_fill(0);
+    real         buffer[SWATH];
+    for (int64_t i = 0; i < n; i += SWATH) {
+        const real *part = swath(x, i, n, center, buffer);
+        for (int k = 0; k < VECTORS; k++) {
+            const vector a = swath_vector(part, 0, k) - center, b = swath_vector(part, 1, k) - center;
+            const vector c = swath_vector(part, 2, k) - center, d = swath_vector(part, 3, k) - center;
+            s1.v[k] += (a + b) + (c + d);
+            s2.v[k] += (a * a + b * b) + (c * c + d * d);
+        }
+    }
+    *sum = lanes_sum(s1);
+    *squares = lanes_sum(s2);
+}
+
+/* What a set is normalized with. */
+struct stats {
+    real mean, mean_lo, rstd;
+};
+
+/* sum[0] = sum g, sum[1] = sum g * xhat with g = gamma * dy; gamma NULL = 1. */
+static void tile_products(const real *x, const real *dy, const real *gamma, int64_t n, struct stats s, real sum[2])
+{
+    struct lanes s1 = lanes_fill(0), s2 = lanes_fill(0);
+    real         x_buffer[SWATH], dy_buffer[SWATH], gamma_buffer[SWATH];
+    for (int64_t i = 0; i < n; i += SWATH) {
+        const real *x_part = swath(x, i, n, s.mean, x_buffer), *dy_part = swath(dy, i, n, 0, dy_buffer);
+        const real *gamma_part = gamma ? swath(gamma, i, n, 0, gamma_buffer) : NULL;
+        for (int k = 0; k < VECTORS; k++) {
+            vector g[4], gx[4];
+            for (int j = 0; j < 4; j++) {
+                g[j] = swath_vector(dy_part, j, k);
+                if (gamma_part)
+                    g[j] *= swath_vector(gamma_part, j, k);
+                gx[j] = g[j] * (((swath_vector(x_part, j, k) - s.mean) - s.mean_lo) * s.rstd);
+            }
+            s1.v[k] += (g[0] + g[1]) + (g[2] + g[3]);
+            s2.v[k] += (gx[0] + gx[1]) + (gx[2] + gx[3]);
+        }
+    }
+    sum[0] = lanes_sum(s1);
+    sum[1] = lanes_sum(s2);
+}
+
+/* Squares that left the range: the same with d brought near 1 by a power of two. */
+__attribute__((noinline, cold)) static void tile_squares_scaled(const real *x, int64_t n, real center, real *sum,
+                                                                real *squares, int32_t *scale)
+{
+    real largest = 0, scaled[TILE];
+    for (int64_t i = 0; i < n; i++) {
+        const real d = x[i] - center, size = d < 0 ? -d : d;
+        if (!isfinite(d)) {
+            *squares = (real)NAN;
+            return;
+        }
+        largest = size > largest ? size : largest;
+    }
+    if (largest == 0)
+        return;
+    *scale = moments_exponent(largest);
+    for (int64_t i = 0; i < n; i++)
+        scaled[i] = (real)ldexp((double)(x[i] - center), -*scale);
+    tile_squares(scaled, n, 0, sum, squares);
+}
+
+/* The moments of n values whose deviations from `center` sum to `sum`, their squares to `squares`, both scaled. */
+static inline struct moments moments_about(real center, real sum, real squares, int32_t scale, int64_t n)
+{
+    const real     lo = sum / (real)n, m2 = squares - sum * lo;
+    struct moments m = {0, 0, m2 < 0 ? 0 : m2, scale};
+    moments_shift(center, 0, scale ? (real)ldexp((double)lo, scale) : lo, 1, &m.mean, &m.mean_lo);
+    return m;
+}
+
+/* Two sweeps. The first mean is rough (its sum, from the first value, is exact only for constant data); the second sweep's
+ * sum of deviations corrects it. centered: about the mean; else about 0. */
+static struct moments tile_moments(const real *x, int64_t n, bool centered)
+{
+    const real     center = centered ? x[0] + tile_sum(x, n, x[0]) / (real)n : 0;
+    struct moments m = {0, 0, 0, 0};
+    real           sum;
+    tile_squares(x, n, center, &sum, &m.m2);
+    if (!moments_in_range(m.m2))
+        tile_squares_scaled(x, n, center, &sum, &m.m2, &m.scale);
+    return centered ? moments_about(center, sum, m.m2, m.scale, n) : m;
+}
+
+/* Values [begin, end), begin < end. */
+static struct moments span_moments(const struct span *s, int64_t begin, int64_t end, bool centered)
+{
+    const int64_t n = end - begin;
+    if (n <= TILE) {
+        real buffer[TILE];
+        return tile_moments(span_load(s, begin, n, buffer), n, centered);
+    }
+    const int64_t        left = tree_split(n, TILE);
+    const struct moments a = span_moments(s, begin, begin + left, centered);
+    const struct moments b = span_moments(s, begin + left, end, centered);
+    return moments_merge(a, left, b, n - left);
+}
+
+/* Records of consecutive parts of a set: all of part_count values but the last, of count in total. */
+static struct moments moments_tree(const struct moments *part, int64_t part_count, int64_t count)
+{
+    if (count <= part_count)
+        return *part;
+    const int64_t left = tree_split(count, part_count);
+    return moments_merge(moments_tree(part, part_count, left), left,
+                         moments_tree(part + left / part_count, part_count, count - left), count - left);
+}
+
+#endif

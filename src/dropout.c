@@ -1,0 +1,90 @@
+/* Dropout's front door: the two kinds and the two directions are constants of one problem. */
+#include <math.h>
+
+#include "call.h"
+#include "common/fpmode.h"
+#include "common/philox.h"
+
+static struct dropout import_what(struct call *call, const wf_dropout *what, bool forward)
+{
+    wf_dropout w;
+    CALL_IMPORT(call, w, what);
+    check_dtypes(call, w.x_dtype, w.x_dtype);
+    check_that(call, w.kind == WF_DROPOUT || w.kind == WF_ALPHA_DROPOUT, "kind = %d", (int)w.kind);
+    check_flags(call, w.flags, WF_FEATURES, 0);
+    check_channels(call, w.layout, w.n, w.c, w.hw);
+    check_fraction(call, "p", w.p);
+
+    if (call->status)
+        return (struct dropout){0}; /* sizes whose products overflow go no further */
+    struct dropout p = {.x_dtype = w.x_dtype,
+                        .layout = w.layout,
+                        .features = w.flags & WF_FEATURES,
+                        .n = w.n,
+                        .c = w.c,
+                        .hw = w.hw};
+    /* The constants of the masks are part of the contract: the same bits in any rounding mode of the caller. */
+    const uint64_t caller = wf_fpmode_enter();
+    p.threshold = wf_keep_threshold(w.p);
+    if (w.kind == WF_DROPOUT) {
+        p.scale = w.p < 1 ? 1 / (1 - w.p) : 0;
+    } else if (w.p < 1) {
+        const double alpha = 1.7580993408473766; /* SELU's scale * alpha: what a unit saturates at, negated */
+        const double a = 1 / sqrt((alpha * alpha * w.p + 1) * (1 - w.p)), b = a * alpha * w.p;
+        p.scale = a;
+        p.shifted = forward;
+        p.shift = b;
+        p.dropped = forward ? b - a * alpha : 0;
+    }
+    wf_fpmode_leave(caller);
+    return p;
+}
+
+static wf_status solve(const char *operation, const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where,
+                       bool forward)
+{
+    struct call     call;
+    wf_dropout_args a;
+    call_open(&call, operation, where);
+    struct dropout p = import_what(&call, what, forward);
+    call_import_args(&call, &a, sizeof a, with);
+    p.x = a.x, p.y = a.y, p.mask = forward ? a.mask : NULL;
+    p.seed = a.seed, p.offset = a.offset, p.seed_ptr = a.seed_ptr, p.offset_ptr = a.offset_ptr;
+
+    const struct buffer_shape elements = vector_of(p.x_dtype, p.n * p.c * p.hw), word = vector_of(WF_F64, 1);
+    const int64_t             units = p.features ? p.n * p.c : p.n * p.c * p.hw;
+    const int                 x = check_input(&call, "x", p.x, elements, NEEDED);
+    check_input(&call, "seed_ptr", p.seed_ptr, word, OPTIONAL);
+    check_input(&call, "offset_ptr", p.offset_ptr, word, OPTIONAL);
+    check_output(&call, "y", p.y, elements, NEEDED, x);
+    check_bytes(&call, "mask", p.mask, (units + 7) / 8);
+    return call_close(&call, call_ready(&call) ? call.backend->dropout(&p, &call) : call.status);
+}
+
+static size_t workspace(const char *operation, const wf_dropout *what, wf_backend backend, bool forward)
+{
+    struct call call;
+    call_open_query(&call, operation, backend);
+    const struct dropout p = import_what(&call, what, forward);
+    return call_ready(&call) ? call.backend->dropout_workspace(&p) : 0;
+}
+
+wf_status wf_dropout_forward(const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where)
+{
+    return solve("dropout_forward", what, with, where, true);
+}
+
+wf_status wf_dropout_backward(const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where)
+{
+    return solve("dropout_backward", what, with, where, false);
+}
+
+size_t wf_dropout_forward_workspace(const wf_dropout *what, wf_backend backend)
+{
+    return workspace("dropout_forward", what, backend, true);
+}
+
+size_t wf_dropout_backward_workspace(const wf_dropout *what, wf_backend backend)
+{
+    return workspace("dropout_backward", what, backend, false);
+}

@@ -1,0 +1,45 @@
+/* InstanceNorm's front door: BatchNorm's, with statistics per sample. */
+#include "channelnorm.h"
+
+/* The structs are BatchNorm's, field for field, so one import serves both. */
+#define SAME_STRUCT(suffix, last)                                                                                      \
+    _Static_assert(sizeof(wf_instancenorm##suffix) == sizeof(wf_batchnorm##suffix) &&                                  \
+                       offsetof(wf_instancenorm##suffix, last) == offsetof(wf_batchnorm##suffix, last),                \
+                   "wf_instancenorm" #suffix " is wf_batchnorm" #suffix)
+SAME_STRUCT(, momentum);
+SAME_STRUCT(_train_args, mean_lo);
+SAME_STRUCT(_infer_args, rstd);
+SAME_STRUCT(_backward_args, dbeta);
+
+wf_status wf_instancenorm_train(const wf_instancenorm *what, const wf_instancenorm_train_args *with,
+                                const wf_exec *where)
+{
+    return batchnorm_train("instancenorm_train", false, what, with, where);
+}
+
+wf_status wf_instancenorm_infer(const wf_instancenorm *what, const wf_instancenorm_infer_args *with,
+                                const wf_exec *where)
+{
+    return batchnorm_infer("instancenorm_infer", what, with, where);
+}
+
+wf_status wf_instancenorm_backward(const wf_instancenorm *what, const wf_instancenorm_backward_args *with,
+                                   const wf_exec *where)
+{
+    return batchnorm_backward("instancenorm_backward", false, what, with, where);
+}
+
+size_t wf_instancenorm_train_workspace(const wf_instancenorm *what, wf_backend backend)
+{
+    return batchnorm_train_workspace("instancenorm_train", false, what, backend);
+}
+
+size_t wf_instancenorm_infer_workspace(const wf_instancenorm *what, wf_backend backend)
+{
+    return batchnorm_infer_workspace("instancenorm_infer", what, backend);
+}
+
+size_t wf_instancenorm_backward_workspace(const wf_instancenorm *what, wf_backend backend)
+{
+    return batchnorm_backward_workspace("instancenorm_backward", false, what, backend);
+}
