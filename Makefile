@@ -7,6 +7,7 @@ DESTDIR ?=
 OPENMP  ?= 1
 CUDA    ?= 0
 CFLAGS  ?=
+PYTHON  ?= /usr/bin/python3
 V       ?= 0
 
 SHELL    := /bin/bash -o pipefail
@@ -154,7 +155,7 @@ check-aarch64: $(O)/tests/smoke  ## the same calls on aarch64 (cross gcc, qemu-u
 	@diff $(O)/smoke.x86_64 $(O)/smoke.aarch64 && echo "aarch64: $$(wc -l < $(O)/smoke.aarch64) results, the same bits as here"
 
 check-torch: all  ## compare every operation with PyTorch (Debian's python3-torch, or another by PYTHON=)
-	@$(or $(PYTHON),python3) tests/torch/check_torch.py $(O)/libwelford.so $(ARGS)
+	@$(PYTHON) tests/torch/check_torch.py $(O)/libwelford.so $(ARGS)
 
 $(O)/tests/check: $(TEST_OBJ) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
@@ -261,7 +262,7 @@ help:  ## this list
 PURPOSES := $(patsubst check-%,%,$(filter check check-aarch64 check-install check-torch coverage demo fuzz lint,$(MAKECMDGOALS))) \
             $(if $(call on,VALGRIND),valgrind)
 setup:
-	@$(if $(strip $(PURPOSES)),.ci/setup $(PURPOSES))
+	@$(if $(strip $(PURPOSES)),PYTHON=$(PYTHON) .ci/setup $(PURPOSES))
 check-header check-readme check-install check-aarch64 check-torch coverage fuzz mutate lint: | setup
 
 FORCE:
