@@ -1,0 +1,353 @@
+#include "api_table.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "guard.h"
+
+#define WRAP(operation)                                                                                                \
+    static wf_status call_##operation(const void *what, const void *with, const wf_exec *where)                        \
+    {                                                                                                                  \
+        return wf_##operation(what, with, where);                                                                      \
+    }                                                                                                                  \
+    static size_t workspace_##operation(const void *what, wf_backend backend)                                          \
+    {                                                                                                                  \
+        return wf_##operation##_workspace(what, backend);                                                              \
+    }
+WRAP(layernorm_forward)
+WRAP(layernorm_backward)
+WRAP(rmsnorm_forward)
+WRAP(rmsnorm_backward)
+WRAP(groupnorm_forward)
+WRAP(groupnorm_backward)
+WRAP(batchnorm_train)
+WRAP(batchnorm_infer)
+WRAP(batchnorm_backward)
+WRAP(instancenorm_train)
+WRAP(instancenorm_infer)
+WRAP(instancenorm_backward)
+WRAP(dropout_forward)
+WRAP(dropout_backward)
+
+#define OPERATION(operation, what) #operation, call_##operation, workspace_##operation, sizeof(what)
+#define FIELD(what, name, kind) {#name, offsetof(what, name), kind}
+#define ROW_FIELDS(what)                                                                                               \
+    FIELD(what, x_dtype, FIELD_X_DTYPE), FIELD(what, w_dtype, FIELD_W_DTYPE), FIELD(what, flags, FIELD_FLAGS),         \
+        FIELD(what, reserved, FIELD_RESERVED), FIELD(what, rows, FIELD_SIZE), FIELD(what, cols, FIELD_SIZE),           \
+        FIELD(what, x_stride, FIELD_STRIDE), FIELD(what, y_stride, FIELD_STRIDE),                                      \
+        FIELD(what, dx_stride, FIELD_STRIDE), FIELD(what, dy_stride, FIELD_STRIDE), FIELD(what, eps, FIELD_EPS)
+#define CHANNEL_FIELDS(what)                                                                                           \
+    FIELD(what, x_dtype, FIELD_X_DTYPE), FIELD(what, layout, FIELD_LAYOUT), FIELD(what, flags, FIELD_FLAGS),           \
+        FIELD(what, n, FIELD_SIZE), FIELD(what, c, FIELD_SIZE), FIELD(what, hw, FIELD_SIZE)
+#define NORM_FIELDS(what) CHANNEL_FIELDS(what), FIELD(what, w_dtype, FIELD_W_DTYPE), FIELD(what, eps, FIELD_EPS)
+
+#define NEEDED(with, name, extent) {#name, offsetof(with, name), extent, 0, 1, NULL}
+#define OPTIONAL(with, name, extent) {#name, offsetof(with, name), extent, 0, 0, NULL}
+#define RESULT(with, name, extent, alias) {#name, offsetof(with, name), extent, 1, 1, alias}
+#define WANTED(with, name, extent, alias) {#name, offsetof(with, name), extent, 1, 0, alias}
+
+/* The buffers of the norms, which differ in which statistics belong together. */
+#define FORWARD_BUFFERS(with, statistics)                                                                              \
+    NEEDED(with, x, EXTENT_X), OPTIONAL(with, gamma, EXTENT_PARAMETER), OPTIONAL(with, beta, EXTENT_PARAMETER),        \
+        RESULT(with, y, EXTENT_Y, "x"), WANTED(with, mean, statistics, NULL), WANTED(with, rstd, statistics, NULL),    \
+        WANTED(with, mean_lo, statistics, NULL)
+/* All four or none: a table of one missing each is test_bad_input_buffers.c's. */
+#define RUNNING_BUFFERS(with)                                                                                          \
+    OPTIONAL(with, running_mean_in, EXTENT_CHANNELS), OPTIONAL(with, running_var_in, EXTENT_CHANNELS),                 \
+        WANTED(with, running_mean_out, EXTENT_CHANNELS, "running_mean_in"),                                            \
+        WANTED(with, running_var_out, EXTENT_CHANNELS, "running_var_in")
+#define INFER_BUFFERS(with)                                                                                            \
+    NEEDED(with, x, EXTENT_X), OPTIONAL(with, gamma, EXTENT_PARAMETER), OPTIONAL(with, beta, EXTENT_PARAMETER),        \
+        NEEDED(with, running_mean, EXTENT_CHANNELS), NEEDED(with, running_var, EXTENT_CHANNELS),                       \
+        RESULT(with, y, EXTENT_Y, "x"), WANTED(with, rstd, EXTENT_CHANNELS, NULL)
+#define BACKWARD_BUFFERS(with, statistics)                                                                             \
+    NEEDED(with, dy, EXTENT_DY), NEEDED(with, x, EXTENT_X), OPTIONAL(with, gamma, EXTENT_PARAMETER),                   \
+        NEEDED(with, mean, statistics), NEEDED(with, rstd, statistics), OPTIONAL(with, mean_lo, statistics),           \
+        WANTED(with, dx, EXTENT_DX, "dy"), WANTED(with, dgamma, EXTENT_PARAMETER, NULL),                               \
+        WANTED(with, dbeta, EXTENT_PARAMETER, NULL)
+#define DROPOUT_FIELDS                                                                                                 \
+    CHANNEL_FIELDS(wf_dropout), FIELD(wf_dropout, kind, FIELD_DROPOUT_KIND), FIELD(wf_dropout, p, FIELD_FRACTION)
+#define DROPOUT_BUFFERS                                                                                                \
+    NEEDED(wf_dropout_args, x, EXTENT_X), RESULT(wf_dropout_args, y, EXTENT_Y, "x"),                                   \
+        OPTIONAL(wf_dropout_args, seed_ptr, EXTENT_WORD), OPTIONAL(wf_dropout_args, offset_ptr, EXTENT_WORD)
+
+enum { CHANNEL_FLAGS = WF_ACCUMULATE | WF_FROZEN | WF_BIASED };
+
+const Operation operations[OPERATIONS] = {
+    {OPERATION(layernorm_forward, wf_layernorm), sizeof(wf_layernorm_forward_args), WF_ACCUMULATE,
+     {ROW_FIELDS(wf_layernorm)}, {FORWARD_BUFFERS(wf_layernorm_forward_args, EXTENT_ROWS)}},
+    {OPERATION(layernorm_backward, wf_layernorm), sizeof(wf_layernorm_backward_args), WF_ACCUMULATE,
+     {ROW_FIELDS(wf_layernorm)}, {BACKWARD_BUFFERS(wf_layernorm_backward_args, EXTENT_ROWS)}},
+    {OPERATION(rmsnorm_forward, wf_rmsnorm), sizeof(wf_rmsnorm_forward_args), WF_ACCUMULATE,
+     {ROW_FIELDS(wf_rmsnorm), FIELD(wf_rmsnorm, weight_offset, FIELD_FINITE)},
+     {NEEDED(wf_rmsnorm_forward_args, x, EXTENT_X), OPTIONAL(wf_rmsnorm_forward_args, gamma, EXTENT_PARAMETER),
+      RESULT(wf_rmsnorm_forward_args, y, EXTENT_Y, "x"), WANTED(wf_rmsnorm_forward_args, rrms, EXTENT_ROWS, NULL)}},
+    {OPERATION(rmsnorm_backward, wf_rmsnorm), sizeof(wf_rmsnorm_backward_args), WF_ACCUMULATE,
+     {ROW_FIELDS(wf_rmsnorm), FIELD(wf_rmsnorm, weight_offset, FIELD_FINITE)},
+     {NEEDED(wf_rmsnorm_backward_args, dy, EXTENT_DY), NEEDED(wf_rmsnorm_backward_args, x, EXTENT_X),
+      OPTIONAL(wf_rmsnorm_backward_args, gamma, EXTENT_PARAMETER), NEEDED(wf_rmsnorm_backward_args, rrms, EXTENT_ROWS),
+      WANTED(wf_rmsnorm_backward_args, dx, EXTENT_DX, "dy"),
+      WANTED(wf_rmsnorm_backward_args, dgamma, EXTENT_PARAMETER, NULL)}},
+    {OPERATION(groupnorm_forward, wf_groupnorm), sizeof(wf_groupnorm_forward_args), WF_ACCUMULATE,
+     {NORM_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
+     {FORWARD_BUFFERS(wf_groupnorm_forward_args, EXTENT_GROUPS)}},
+    {OPERATION(groupnorm_backward, wf_groupnorm), sizeof(wf_groupnorm_backward_args), WF_ACCUMULATE,
+     {NORM_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
+     {BACKWARD_BUFFERS(wf_groupnorm_backward_args, EXTENT_GROUPS)}},
+    {OPERATION(batchnorm_train, wf_batchnorm), sizeof(wf_batchnorm_train_args), CHANNEL_FLAGS,
+     {NORM_FIELDS(wf_batchnorm), FIELD(wf_batchnorm, momentum, FIELD_FRACTION)},
+     {FORWARD_BUFFERS(wf_batchnorm_train_args, EXTENT_CHANNELS), RUNNING_BUFFERS(wf_batchnorm_train_args)}},
+    {OPERATION(batchnorm_infer, wf_batchnorm), sizeof(wf_batchnorm_infer_args), CHANNEL_FLAGS,
+     {NORM_FIELDS(wf_batchnorm)}, {INFER_BUFFERS(wf_batchnorm_infer_args)}},
+    {OPERATION(batchnorm_backward, wf_batchnorm), sizeof(wf_batchnorm_backward_args), CHANNEL_FLAGS,
+     {NORM_FIELDS(wf_batchnorm)}, {BACKWARD_BUFFERS(wf_batchnorm_backward_args, EXTENT_CHANNELS)}},
+    {OPERATION(instancenorm_train, wf_instancenorm), sizeof(wf_instancenorm_train_args), CHANNEL_FLAGS,
+     {NORM_FIELDS(wf_instancenorm), FIELD(wf_instancenorm, momentum, FIELD_FRACTION)},
+     {FORWARD_BUFFERS(wf_instancenorm_train_args, EXTENT_INSTANCES), RUNNING_BUFFERS(wf_instancenorm_train_args)}},
+    {OPERATION(instancenorm_infer, wf_instancenorm), sizeof(wf_instancenorm_infer_args), CHANNEL_FLAGS,
+     {NORM_FIELDS(wf_instancenorm)}, {INFER_BUFFERS(wf_instancenorm_infer_args)}},
+    {OPERATION(instancenorm_backward, wf_instancenorm), sizeof(wf_instancenorm_backward_args), CHANNEL_FLAGS,
+     {NORM_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES)}},
+    {OPERATION(dropout_forward, wf_dropout), sizeof(wf_dropout_args), WF_FEATURES,
+     {DROPOUT_FIELDS}, {DROPOUT_BUFFERS, WANTED(wf_dropout_args, mask, EXTENT_MASK, NULL)}},
+    {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), WF_FEATURES,
+     {DROPOUT_FIELDS}, {DROPOUT_BUFFERS}},
+};
+
+const Field *api_field(const Operation *op, const char *name)
+{
+    for (const Field *f = op->field; f < op->field + MAX_FIELDS && f->name; f++)
+        if (strcmp(f->name, name) == 0)
+            return f;
+    return NULL;
+}
+
+const Buffer *api_buffer(const Operation *op, const char *name)
+{
+    for (const Buffer *b = op->buffer; b < op->buffer + MAX_BUFFERS && b->name; b++)
+        if (strcmp(b->name, name) == 0)
+            return b;
+    return NULL;
+}
+
+void *api_what(ApiCall *c, const Field *f)
+{
+    return c->what + f->offset;
+}
+
+void **api_with(ApiCall *c, const Buffer *b)
+{
+    return (void **)(c->with + b->offset);
+}
+
+static int is_int64(FieldKind kind)
+{
+    return kind == FIELD_SIZE || kind == FIELD_STRIDE || kind == FIELD_GROUPS;
+}
+
+void api_set_integer(ApiCall *c, const char *field, int64_t value)
+{
+    const Field *f = api_field(c->op, field);
+    if (!f)
+        ck_abort_msg("%s has no %s", c->op->name, field);
+    const int32_t narrow = (int32_t)value;
+    if (is_int64(f->kind))
+        memcpy(api_what(c, f), &value, sizeof value);
+    else
+        memcpy(api_what(c, f), &narrow, sizeof narrow);
+}
+
+void api_set_double(ApiCall *c, const char *field, double value)
+{
+    const Field *f = api_field(c->op, field);
+    if (!f)
+        ck_abort_msg("%s has no %s", c->op->name, field);
+    memcpy(api_what(c, f), &value, sizeof value);
+}
+
+int64_t api_integer(const ApiCall *c, const char *field)
+{
+    const Field *f = api_field(c->op, field);
+    int64_t wide = 0;
+    int32_t narrow = 0;
+    if (f && is_int64(f->kind))
+        memcpy(&wide, c->what + f->offset, sizeof wide);
+    else if (f)
+        memcpy(&narrow, c->what + f->offset, sizeof narrow);
+    return wide + narrow;
+}
+
+static int64_t dtype_size(int64_t dtype)
+{
+    return dtype == WF_F64 ? 8 : dtype == WF_F32 ? 4 : 2;
+}
+
+static int64_t activation_count(const ApiCall *c, const char *stride, const char *stride_default)
+{
+    if (!api_field(c->op, "rows"))
+        return api_integer(c, "n") * api_integer(c, "c") * api_integer(c, "hw");
+    const int64_t rows = api_integer(c, "rows"), cols = api_integer(c, "cols");
+    int64_t step = api_integer(c, stride);
+    step = step ? step : api_integer(c, stride_default);
+    step = step ? step : cols;
+    return rows && cols ? (rows - 1) * step + cols : 0;
+}
+
+size_t api_size(const ApiCall *c, const Buffer *b)
+{
+    const int64_t x_size = dtype_size(api_integer(c, "x_dtype")), w_size = dtype_size(api_integer(c, "w_dtype"));
+    const int64_t statistic = x_size == 8 ? 8 : 4, n = api_integer(c, "n"), channels = api_integer(c, "c");
+    const int per_channel = (api_integer(c, "flags") & WF_FROZEN) && api_buffer(c->op, "dy");
+    switch (b->extent) {
+    case EXTENT_X:
+        return (size_t)(activation_count(c, "x_stride", "cols") * x_size);
+    case EXTENT_Y:
+        return (size_t)(activation_count(c, "y_stride", "cols") * x_size);
+    case EXTENT_DX:
+        return (size_t)(activation_count(c, "dx_stride", "x_stride") * x_size);
+    case EXTENT_DY:
+        return (size_t)(activation_count(c, "dy_stride", "y_stride") * x_size);
+    case EXTENT_PARAMETER:
+        return (size_t)((api_field(c->op, "cols") ? api_integer(c, "cols") : channels) * w_size);
+    case EXTENT_ROWS:
+        return (size_t)(api_integer(c, "rows") * statistic);
+    case EXTENT_GROUPS:
+        return (size_t)(n * api_integer(c, "groups") * statistic);
+    case EXTENT_CHANNELS:
+        return (size_t)(channels * statistic);
+    case EXTENT_INSTANCES:
+        return (size_t)((per_channel ? 1 : n) * channels * statistic);
+    case EXTENT_MASK:
+        return (size_t)(n * channels * (api_integer(c, "flags") & WF_FEATURES ? 1 : api_integer(c, "hw")) + 7) / 8;
+    default:
+        return sizeof(uint64_t);
+    }
+}
+
+static void release(ApiCall *c)
+{
+    for (int i = 0; i <= MAX_BUFFERS; i++) {
+        guard_free(c->memory[i]);
+        free(c->copy[i]);
+        c->memory[i] = c->copy[i] = NULL;
+    }
+}
+
+/* Small positive values that are legal for any statistic; as bytes for whatever is not a float. */
+static void fill(unsigned char *memory, size_t size, int64_t dtype)
+{
+    const float single = 0.75f;
+    const double wide = 0.75;
+    const uint16_t half = dtype == WF_F16 ? 0x3a00 : 0x3f40;
+    for (size_t i = 0; i < size; i++) {
+        const unsigned char *from = (const unsigned char *)&half;
+        if (dtype == WF_F32)
+            from = (const unsigned char *)&single;
+        else if (dtype == WF_F64)
+            from = (const unsigned char *)&wide;
+        memory[i] = from[i % (size_t)dtype_size(dtype)];
+    }
+}
+
+static void take(ApiCall *c, int i, size_t size, int64_t dtype)
+{
+    c->size[i] = size;
+    c->memory[i] = guard_alloc(size, 0);
+    c->copy[i] = malloc(size + 1);
+    fill(c->memory[i], size, dtype);
+    memcpy(c->copy[i], c->memory[i], size);
+}
+
+void api_fit(ApiCall *c)
+{
+    const int64_t x_dtype = api_integer(c, "x_dtype"), w_dtype = api_integer(c, "w_dtype");
+    release(c);
+    for (int i = 0; i < MAX_BUFFERS && c->op->buffer[i].name; i++) {
+        const Buffer *b = &c->op->buffer[i];
+        const int64_t statistic = x_dtype == WF_F64 ? WF_F64 : WF_F32;
+        const int64_t dtype = b->extent <= EXTENT_DY ? x_dtype : b->extent == EXTENT_PARAMETER ? w_dtype : statistic;
+        take(c, i, api_size(c, b), dtype);
+        *api_with(c, b) = c->size[i] ? c->memory[i] : NULL;
+    }
+    c->where.workspace_size = c->op->workspace(c->what, WF_CPU);
+    take(c, MAX_BUFFERS, c->where.workspace_size, WF_F32);
+    c->where.workspace = c->where.workspace_size ? c->memory[MAX_BUFFERS] : NULL;
+}
+
+void api_begin(ApiCall *c, const Operation *op, int64_t rows)
+{
+    static const struct {
+        const char *name;
+        int64_t value;
+    } sizes[] = {{"rows", 3},      {"cols", 5}, {"x_stride", 7}, {"y_stride", 8}, {"dx_stride", 9},
+                 {"dy_stride", 10}, {"n", 2},    {"c", 6},        {"hw", 5},       {"groups", 3}};
+    memset(c, 0, sizeof *c);
+    c->op = op;
+    memcpy(c->what, &op->what_size, sizeof op->what_size);
+    memcpy(c->with, &op->with_size, sizeof op->with_size);
+    c->where.size = sizeof c->where;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (api_field(op, sizes[i].name))
+            api_set_integer(c, sizes[i].name, sizes[i].value);
+    if (rows)
+        api_set_integer(c, api_field(op, "rows") ? "rows" : "n", rows);
+    if (api_field(op, "eps"))
+        api_set_double(c, "eps", 1e-5);
+    if (api_field(op, "momentum"))
+        api_set_double(c, "momentum", .1);
+    if (api_field(op, "p"))
+        api_set_double(c, "p", .5);
+    api_fit(c);
+}
+
+void api_vary(ApiCall *c)
+{
+    for (int i = 0; i < MAX_BUFFERS && c->op->buffer[i].name; i++) {
+        const Buffer *b = &c->op->buffer[i];
+        for (size_t k = 0; b->extent <= EXTENT_DY && !b->output && k < c->size[i] / sizeof(float); k++) {
+            const float value = (float)(k * (k + 37 + (size_t)i) % 101) / 8 - 5;
+            memcpy(c->memory[i] + k * sizeof value, &value, sizeof value);
+        }
+        memcpy(c->copy[i], c->memory[i], c->size[i]);
+    }
+}
+
+void api_end(ApiCall *c)
+{
+    release(c);
+}
+
+wf_status api_call(const ApiCall *c)
+{
+    return c->op->call(c->what, c->with, &c->where);
+}
+
+int api_untouched(const ApiCall *c)
+{
+    for (int i = 0; i <= MAX_BUFFERS; i++)
+        if (c->memory[i] && (!guard_check(c->memory[i]) || memcmp(c->memory[i], c->copy[i], c->size[i])))
+            return 0;
+    return 1;
+}
+
+void api_expect(const ApiCall *c, wf_status status, const char *mentions)
+{
+    const wf_status got = api_call(c);
+    const char *text = wf_error_detail();
+    if (got != status)
+        ck_abort_msg("%s, where a text with \"%s\" is expected: %s, not %s; the text is \"%s\"", c->op->name,
+                     mentions ? mentions : "", wf_status_string(got), wf_status_string(status), text);
+    if (status == WF_OK)
+        return;
+    if (strncmp(text, c->op->name, strlen(c->op->name)) || text[strlen(c->op->name)] != ':')
+        ck_abort_msg("the text \"%s\" does not begin with \"%s:\"", text, c->op->name);
+    char words[256];
+    snprintf(words, sizeof words, "%s", mentions ? mentions : "");
+    for (char *word = strtok(words, "|"); word; word = strtok(NULL, "|"))
+        if (!strstr(text, word))
+            ck_abort_msg("the text \"%s\" does not mention \"%s\"", text, word);
+    if (!api_untouched(c))
+        ck_abort_msg("%s wrote although it failed: \"%s\"", c->op->name, text);
+}

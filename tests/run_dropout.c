@@ -1,0 +1,209 @@
+#include "run_dropout.h"
+
+#include <check.h>
+#include <fenv.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+#include "guard.h"
+#include "oracle_dropout.h"
+#include "pool.h"
+
+enum { FLUSH_BITS = 0x8040 }; /* MXCSR: flush to zero, denormals are zero */
+
+static void enter_fpmode(FpMode mode)
+{
+    static const int rounding[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST};
+    fesetround(rounding[mode]);
+#ifdef __SSE2__
+    if (mode == MODE_FLUSH)
+        _mm_setcsr(_mm_getcsr() | FLUSH_BITS);
+#endif
+}
+
+/* 1 if the call left the mode as it was; back to the default in any case. */
+static int leave_fpmode(FpMode mode)
+{
+    static const int rounding[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST};
+    int kept = fegetround() == rounding[mode];
+#ifdef __SSE2__
+    kept &= ((_mm_getcsr() & FLUSH_BITS) != 0) == (mode == MODE_FLUSH);
+    _mm_setcsr(_mm_getcsr() & ~(unsigned)FLUSH_BITS);
+#endif
+    fesetround(FE_TONEAREST);
+    return kept;
+}
+
+static uint64_t next_random(uint64_t *state) /* splitmix64 */
+{
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+static uint64_t bits_of(wf_dtype dtype, double value)
+{
+    uint64_t bits = 0;
+    if (dtype == WF_F64) {
+        memcpy(&bits, &value, sizeof value);
+    } else if (dtype == WF_F32) {
+        const float single = (float)value;
+        memcpy(&bits, &single, sizeof single);
+    } else {
+        bits = oracle_narrow(dtype, value);
+    }
+    return bits;
+}
+
+/* One in eight is a value that a multiplication would show: NaN, Inf, zeros, the largest and the smallest. */
+static uint64_t element(wf_dtype dtype, uint64_t *state)
+{
+    static const double largest[] = {0x1.fffffep127, 65504, 0x1.fep127, 0x1.fffffffffffffp1023};
+    static const double smallest[] = {0x1p-149, 0x1p-24, 0x1p-133, 0x1p-1074};
+    const uint64_t r = next_random(state);
+    const double sign = r >> 8 & 1 ? -1 : 1;
+    switch (r % 64) {
+    case 0:
+        return bits_of(dtype, NAN);
+    case 1:
+        return bits_of(dtype, sign * INFINITY);
+    case 2:
+        return bits_of(dtype, sign * 0.0);
+    case 3:
+        return bits_of(dtype, sign * largest[dtype]);
+    case 4:
+        return bits_of(dtype, sign * smallest[dtype] * (double)(r >> 60));
+    case 5: /* where products become subnormal and are rounded there */
+        return bits_of(dtype, sign * smallest[dtype] * (double)(r >> 50));
+    default:
+        return bits_of(dtype, sign * ldexp((double)(r >> 11), -51));
+    }
+}
+
+static uint64_t load(const void *data, int64_t i, size_t size)
+{
+    uint64_t bits = 0;
+    memcpy(&bits, (const char *)data + (size_t)i * size, size); /* little-endian, as all our targets are */
+    return bits;
+}
+
+static int compare(const wf_dropout *what, int backward, const uint8_t *keep, const void *x, const void *y, size_t size,
+                   char *message, size_t message_size)
+{
+    const int64_t count = what->n * what->c * what->hw;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t u = oracle_dropout_unit(what, i);
+        const uint64_t in = load(x, i, size), got = load(y, i, size);
+        const uint64_t want = oracle_dropout_value(what, backward, keep[u], in);
+        if (got == want || (oracle_is_nan(what->x_dtype, want) && oracle_is_nan(what->x_dtype, got)))
+            continue;
+        snprintf(message, message_size,
+                 "y[%" PRId64 "] = %#" PRIx64 ", expected %#" PRIx64 " (x = %#" PRIx64 ", unit %" PRId64 " %s)", i, got,
+                 want, in, u, keep[u] ? "kept" : "dropped");
+        return 1;
+    }
+    return 0;
+}
+
+static int compare_mask(int backward, const uint8_t *keep, int64_t units, const uint8_t *mask, char *message,
+                        size_t message_size)
+{
+    for (int64_t byte = 0; byte < (units + 7) / 8; byte++) {
+        int want = backward ? 0xa5 : 0; /* guard_alloc's filling: not written */
+        for (int bit = 0; !backward && bit < 8 && 8 * byte + bit < units; bit++)
+            want |= keep[8 * byte + bit] << bit;
+        if (mask[byte] == want)
+            continue;
+        snprintf(message, message_size, "mask[%" PRId64 "] = 0x%02x, expected 0x%02x", byte, mask[byte], want);
+        return 1;
+    }
+    return 0;
+}
+
+int run_dropout(const Case *c, char *message, size_t message_size)
+{
+    const int backward = c->op == DROPOUT_BACKWARD;
+    const size_t size = c->x == WF_F64 ? 8 : c->x == WF_F32 ? 4 : 2, shift = (size_t)c->misalign * size;
+    const wf_dropout what = {.size = sizeof what, .x_dtype = c->x, .kind = (wf_dropout_kind)c->kind, .layout = c->layout,
+                             .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p};
+    const int64_t count = what.n * what.c * what.hw, units = oracle_dropout_units(&what);
+    const size_t x_size = (size_t)count * size, mask_size = (size_t)(units + 7) / 8;
+
+    void *x = guard_alloc(x_size, shift), *y = c->inplace ? x : guard_alloc(x_size, shift);
+    uint8_t *mask = c->null & NULL_MASK ? NULL : guard_alloc(mask_size, (size_t)c->misalign);
+    void *before = malloc(x_size + 1);
+    uint8_t *keep = malloc((size_t)units + 1);
+    uint64_t state = c->seed ^ (uint64_t)count;
+    for (int64_t i = 0; i < count; i++) {
+        const uint64_t bits = element(c->x, &state);
+        memcpy((char *)x + (size_t)i * size, &bits, size);
+    }
+    memcpy(before, x, x_size);
+    for (int64_t u = 0; u < units; u++)
+        keep[u] = (uint8_t)oracle_dropout_keep(c->p, c->seed, c->offset, (uint64_t)u);
+
+    uint64_t *pointed = guard_alloc(2 * sizeof *pointed, 0);
+    const uint64_t seed = c->seed, added = c->offset ^ UINT64_C(0xfedcba9876543210);
+    pointed[0] = seed, pointed[1] = added;
+    wf_dropout_args with = {.size = sizeof with, .x = x, .y = y, .mask = mask, .seed = c->seed, .offset = c->offset};
+    if (c->seed & 1)
+        with.seed_ptr = &pointed[0], with.seed = ~seed;
+    if (c->offset & 2)
+        with.offset_ptr = &pointed[1], with.offset = c->offset - added;
+
+    pool *p = c->pool ? pool_new(c->pool, (pool_order)(c->seed % POOL_ORDERS)) : NULL;
+    wf_exec where = {.size = sizeof where, .backend = c->backend, .threads = c->threads};
+    where.variant = c->variant[0] ? c->variant : NULL;
+    where.parallel_for = p ? pool_parallel_for : NULL;
+    where.pool = p;
+    where.workspace_size =
+        backward ? wf_dropout_backward_workspace(&what, c->backend) : wf_dropout_forward_workspace(&what, c->backend);
+    where.workspace = guard_alloc(where.workspace_size, 1);
+
+    enter_fpmode(c->fpmode);
+    const wf_status status =
+        backward ? wf_dropout_backward(&what, &with, &where) : wf_dropout_forward(&what, &with, &where);
+    const int mode_kept = leave_fpmode(c->fpmode);
+
+    int bad = 1;
+    if (status)
+        snprintf(message, message_size, "status %s: %s", wf_status_string(status), wf_error_detail());
+    else if (!mode_kept)
+        snprintf(message, message_size, "the rounding or flush-to-zero mode was changed");
+    else if (!guard_check(x) || !guard_check(y) || !guard_check(mask) || !guard_check(where.workspace) ||
+             !guard_check(pointed))
+        snprintf(message, message_size, "bytes around a buffer were written");
+    else if (pointed[0] != seed || pointed[1] != added)
+        snprintf(message, message_size, "the pointed-to seed or offset was written");
+    else if (!c->inplace && memcmp(x, before, x_size))
+        snprintf(message, message_size, "x was written");
+    else
+        bad = compare(&what, backward, keep, before, y, size, message, message_size) ||
+              (mask && compare_mask(backward, keep, units, mask, message, message_size));
+
+    if (p)
+        pool_free(p);
+    guard_free(x);
+    if (!c->inplace)
+        guard_free(y);
+    guard_free(mask);
+    guard_free(pointed);
+    guard_free(where.workspace);
+    free(before);
+    free(keep);
+    return bad;
+}
+
+void check_dropout(const Case *c)
+{
+    char message[256], line[CASE_SIZE];
+    if (run_dropout(c, message, sizeof message))
+        ck_abort_msg("%s\n  build/tests/check --case \"%s\"", message, case_print(c, line));
+}

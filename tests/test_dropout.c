@@ -1,0 +1,245 @@
+/* Dropout, feature dropout and alpha dropout, forward and backward: every bit of y and of the mask against the oracle. */
+#define _GNU_SOURCE /* memfd_create */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "oracle_dropout.h"
+#include "run_dropout.h"
+
+Suite *dropout_suite(void);
+
+static const wf_dtype dtypes[] = {WF_F32, WF_F16, WF_BF16, WF_F64};
+/* The edges of the threshold: 2^-34 and less keep everything with T = 2^32, 1 - 2^-34 drops everything with T = 0. */
+static const double probabilities[] = {0,         0x1p-34,      0x1p-32, .1, .5, .9, 1 - 1e-6, 1 - 0x1p-32,
+                                       1 - 0x1p-34, 1 - 0x1p-53, 1};
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+static int quick(void)
+{
+    return getenv("WELFORD_TEST_QUICK") != NULL;
+}
+
+/* The variants that this processor runs; the first is always there. */
+static int usable_variants(const char *names[8])
+{
+    const wf_dropout what = {.size = sizeof what, .n = 1, .c = 1, .hw = 1};
+    int count = 0;
+    const char *name;
+    for (int i = 0; (name = wf_variant("dropout_forward", WF_CPU, i)); i++) {
+        const wf_exec where = {.size = sizeof where, .flags = WF_DRY_RUN, .variant = name};
+        const wf_status status = wf_dropout_forward(&what, NULL, &where);
+        ck_assert_msg(status == WF_OK || status == WF_UNSUPPORTED, "%s: %s", name, wf_error_detail());
+        if (!status)
+            names[count++] = name;
+    }
+    ck_assert_msg(count > 0, "no variant of dropout_forward runs here");
+    return count;
+}
+
+static void check_both_directions(Case c)
+{
+    c.op = DROPOUT_FORWARD;
+    check_dropout(&c);
+    c.op = DROPOUT_BACKWARD;
+    check_dropout(&c);
+}
+
+/* In every variant, with every dtype, as both kinds; with one decision an element or (in both layouts) a feature. */
+static void check_everyhow(Case c)
+{
+    const char *variants[8];
+    const int count = usable_variants(variants);
+    for (int v = 0; v < count; v++)
+        for (int d = 0; d < COUNT(dtypes); d++)
+            for (int how = 0; how < 6; how++) {
+                strcpy(c.variant, variants[v]);
+                c.x = c.w = dtypes[d];
+                c.kind = how % 2;
+                c.flags = how < 2 ? 0 : WF_FEATURES;
+                c.layout = how < 4 ? WF_NCHW : WF_NHWC;
+                check_both_directions(c);
+            }
+}
+
+static Case shaped(int64_t n, int64_t c, int64_t hw)
+{
+    Case a = case_default(DROPOUT_FORWARD);
+    a.n = n, a.c = c, a.hw = hw;
+    a.p = .3;
+    a.seed = UINT64_C(0x243f6a8885a308d2) + (uint64_t)(n * 1000003 + c * 1009 + hw);
+    a.offset = UINT64_C(0x13198a2e03707344) + (uint64_t)hw;
+    return a;
+}
+
+START_TEST(every_probability)
+{
+    Case c = shaped(3, 35, 49);
+    c.p = probabilities[_i];
+    check_everyhow(c);
+}
+END_TEST
+
+START_TEST(every_size)
+{
+    static const int64_t larger[] = {127, 128, 129, 255, 257, 1000, 1023, 1025, 4096, 12345, 65537};
+    for (int64_t size = 0; size <= 70; size++)
+        check_everyhow(shaped(1, 1, size));
+    for (int i = 0; i < COUNT(larger); i++)
+        check_everyhow(shaped(1, larger[i] % 5 ? 1 : 5, larger[i] % 5 ? larger[i] : larger[i] / 5));
+}
+END_TEST
+
+START_TEST(every_feature_shape)
+{
+    static const int64_t shapes[][3] = {{1, 1, 1},  {1, 3, 49},  {7, 1, 5},  {5, 64, 1},   {2, 65, 196}, {3, 320, 7}, {0, 3, 4},
+                                        {3, 0, 4},  {9, 35, 49}, {33, 7, 1}, {1, 1, 5329}, {257, 3, 3},  {1, 33, 31}};
+    for (int i = 0; i < COUNT(shapes); i++)
+        check_everyhow(shaped(shapes[i][0], shapes[i][1], shapes[i][2]));
+}
+END_TEST
+
+START_TEST(misaligned_and_in_place)
+{
+    for (int32_t misalign = 0; misalign < 8; misalign++)
+        for (int32_t inplace = 0; inplace < 2; inplace++) {
+            Case c = shaped(2, 17, 41);
+            c.misalign = misalign;
+            c.inplace = inplace;
+            c.null = misalign % 2 ? NULL_MASK : 0;
+            check_everyhow(c);
+        }
+}
+END_TEST
+
+/* A mask byte and a random block belong to one piece of work only, however threads share the pieces. */
+START_TEST(any_threads)
+{
+    static const struct {
+        int32_t threads, pool;
+    } runs[] = {{1, 0}, {2, 0}, {7, 0}, {0, 1}, {0, 3}, {0, 6}};
+    for (int i = 0; i < COUNT(runs); i++)
+        for (uint64_t order = 0; order < (runs[i].pool ? 5 : 1); order++) {
+            Case c = shaped(11, 37, 1511);
+            c.seed += order;
+            c.threads = runs[i].threads;
+            c.pool = runs[i].pool;
+            c.x = dtypes[(i + (int)order) % COUNT(dtypes)];
+            check_both_directions(c);
+            c.flags = WF_FEATURES;
+            c.layout = order % 2 ? WF_NHWC : WF_NCHW;
+            check_both_directions(c);
+        }
+}
+END_TEST
+
+/* The caller's rounding and flush-to-zero modes change no bit and are left as found. */
+START_TEST(any_fpmode)
+{
+    for (int mode = MODE_NEAREST; mode <= MODE_FLUSH; mode++) {
+        Case c = shaped(5, 13, 77);
+        c.fpmode = (FpMode)mode;
+        c.p = .1;
+        check_everyhow(c);
+    }
+}
+END_TEST
+
+/* offset + *offset_ptr wraps; the high halves of seed and offset count. run_dropout splits an offset with bit 1 set. */
+START_TEST(seeds_and_offsets)
+{
+    static const uint64_t words[] = {0, 1, 2, UINT32_MAX, UINT64_C(1) << 32, UINT64_C(3) << 62, UINT64_MAX - 1, UINT64_MAX};
+    for (int i = 0; i < COUNT(words); i++)
+        for (int j = 0; j < COUNT(words); j++) {
+            Case c = shaped(1, 3, 67);
+            c.seed = words[i];
+            c.offset = words[j];
+            check_both_directions(c);
+        }
+}
+END_TEST
+
+static uint64_t draw(uint64_t *state, uint64_t below)
+{
+    *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (*state >> 33) % below;
+}
+
+START_TEST(random_cases)
+{
+    const char *variants[8];
+    const int variant_count = usable_variants(variants);
+    uint64_t state = 20260101;
+    for (int i = 0; i < (quick() ? 300 : 3000); i++) {
+        Case c = shaped((int64_t)draw(&state, 9), (int64_t)draw(&state, 70), (int64_t)draw(&state, 130));
+        c.x = c.w = dtypes[draw(&state, 4)];
+        c.kind = (int32_t)draw(&state, 2);
+        c.flags = draw(&state, 2) ? WF_FEATURES : 0;
+        c.layout = (wf_layout)draw(&state, 2);
+        c.p = draw(&state, 4) ? (double)draw(&state, 1001) / 1000 : probabilities[draw(&state, COUNT(probabilities))];
+        c.seed = draw(&state, UINT32_MAX) << 32 | draw(&state, UINT32_MAX);
+        c.offset = draw(&state, UINT32_MAX) << 32 | draw(&state, UINT32_MAX);
+        c.null = draw(&state, 3) ? 0 : NULL_MASK;
+        c.inplace = (int32_t)draw(&state, 2);
+        c.misalign = (int32_t)draw(&state, 8);
+        c.fpmode = (FpMode)draw(&state, 5);
+        if (draw(&state, 2))
+            strcpy(c.variant, variants[draw(&state, (uint64_t)variant_count)]);
+        check_both_directions(c);
+    }
+}
+END_TEST
+
+/* Units from 2^32 on, whose block does not fit in 31 bits: y = x is one mapping of 2^32 + 2 MiB halves, whose pages are
+ * all the same file but for the last 4 MiB, so that it takes hardly any memory. p = 1/2 and one mask of 512 MiB whose
+ * last part is read: untouched pages of it cost what the library writes. */
+START_TEST(units_beyond_two_to_the_32)
+{
+    const size_t ring = (size_t)64 << 20, tail = (size_t)4 << 20, total = ((size_t)1 << 33) + tail;
+    const int64_t count = (int64_t)(total / 2), tail_begin = (int64_t)(((size_t)1 << 33) / 2);
+    const int file = memfd_create("dropout", 0);
+    ck_assert(file >= 0 && ftruncate(file, (off_t)ring) == 0);
+    char *x = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    ck_assert(x != MAP_FAILED);
+    for (size_t at = 0; at < (size_t)1 << 33; at += ring)
+        ck_assert(mmap(x + at, ring, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0) != MAP_FAILED);
+    uint16_t *end = (uint16_t *)(x + ((size_t)1 << 33));
+    const uint16_t one = oracle_narrow(WF_BF16, 1), two = oracle_narrow(WF_BF16, 2);
+    for (size_t i = 0; i < tail / 2; i++)
+        end[i] = one;
+
+    const wf_dropout what = {.size = sizeof what, .x_dtype = WF_BF16, .n = 1, .c = 1, .hw = count, .p = .5};
+    const wf_dropout_args with = {.size = sizeof with, .x = x, .y = x, .seed = UINT64_C(0x0123456789abcdef), .offset = 42};
+    const wf_exec where = {.size = sizeof where};
+    ck_assert_msg(wf_dropout_forward(&what, &with, &where) == WF_OK, "%s", wf_error_detail());
+    for (int64_t i = 0; i < (int64_t)(tail / 2); i++) {
+        const uint64_t u = (uint64_t)(tail_begin + i);
+        const uint16_t want = oracle_dropout_keep(.5, with.seed, with.offset, u) ? two : 0;
+        ck_assert_msg(end[i] == want, "y[2^32 + %lld] = 0x%04x, expected 0x%04x", (long long)i, end[i], want);
+    }
+    munmap(x, total);
+    close(file);
+}
+END_TEST
+
+Suite *dropout_suite(void)
+{
+    Suite *s = suite_create("dropout");
+    TCase *t = tcase_create("dropout");
+    tcase_set_timeout(t, 300);
+    tcase_add_loop_test(t, every_probability, 0, COUNT(probabilities));
+    tcase_add_test(t, every_size);
+    tcase_add_test(t, every_feature_shape);
+    tcase_add_test(t, misaligned_and_in_place);
+    tcase_add_test(t, any_threads);
+    tcase_add_test(t, any_fpmode);
+    tcase_add_test(t, seeds_and_offsets);
+    tcase_add_test(t, random_cases);
+    if (!quick())
+        tcase_add_test(t, units_beyond_two_to_the_32);
+    suite_add_tcase(s, t);
+    return s;
+}
