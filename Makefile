@@ -84,8 +84,8 @@ SHARED   := $(O)/libwelford.so.$(VERSION)
 LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
 TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c))
 REPLAY   := $(O)/tests/fuzz/fuzz_replay
-FUZZ_OBJ := $(filter-out $(REPLAY).o,$(patsubst %.c,$(O)/%.o,$(wildcard tests/fuzz/*.c) \
-            $(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c))))
+HELPERS  := $(patsubst %.c,$(O)/%.o,$(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c)))
+FUZZ_OBJ := $(filter-out $(REPLAY).o,$(patsubst %.c,$(O)/%.o,$(wildcard tests/fuzz/*.c)))
 DEMO_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard examples/demo/*.c))
 EXAMPLES := $(patsubst %.c,$(O)/%,$(wildcard examples/*.c))
 
@@ -142,7 +142,7 @@ check-header:  ## the header is C99 and C++11, without a warning
 	done; echo "header: C99 and C++11, no warnings"
 
 check-readme: $(O)/readme_example  ## README's example compiles and runs
-	@$<; echo "README example: compiled and run"
+	@$< > /dev/null && echo "README example: compiled and run"
 
 check-install: all  ## install, use from outside by pkg-config and CMake, uninstall
 	@MAKE="$(MAKE)" CC="$(CC)" CXX="$(CXX)" tests/tools/check-install $(O) $(VERSION) $(OPENMP)
@@ -186,11 +186,15 @@ check-fuzz: $(REPLAY)  ## the fuzzer's first inputs, without libFuzzer; or those
 	@$(REPLAY) $(or $(ARGS),$(O)/corpus) > $(O)/replay.log 2>&1 || { tail -n 20 $(O)/replay.log; exit 1; }
 	@echo "fuzz: $$(ls $(O)/corpus | wc -l) first inputs replayed"
 
-$(O)/tests/fuzz/fuzz_calls: $(FUZZ_OBJ) $(STATIC)
+# What the tests share, so that the fuzzer takes of it what it needs.
+$(O)/tests/helpers.a: $(HELPERS)
+	@rm -f $@; $(AR) rcsD $@ $^
+
+$(O)/tests/fuzz/fuzz_calls: $(FUZZ_OBJ) $(O)/tests/helpers.a $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) -fsanitize=fuzzer $^ -o $@ $$(pkg-config --libs check) -pthread -lquadmath -lm
 
-$(REPLAY): $(REPLAY).o $(FUZZ_OBJ) $(STATIC)
+$(REPLAY): $(REPLAY).o $(FUZZ_OBJ) $(O)/tests/helpers.a $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
 
@@ -271,4 +275,4 @@ FORCE:
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
--include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d
+-include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d
