@@ -11,12 +11,6 @@
 #include <sys/stat.h>
 #include <welford.h>
 
-#ifdef OPENBLAS_VERSION
-#define BLAS_NAME OPENBLAS_VERSION
-#else
-#define BLAS_NAME "CBLAS"
-#endif
-
 typedef struct options {
     bool quick, check, help;
     int seeds, panel, threads;
@@ -119,6 +113,19 @@ static const char *choose_backend(const char *wanted)
     return "cpu";
 }
 
+/* OpenBLAS is kept to one thread per call: the demo trains several networks at once instead. */
+static const char *prepare_blas(void)
+{
+    static char name[32] = "CBLAS";
+#ifdef OPENBLAS_VERSION
+    openblas_set_num_threads(1);
+    sscanf(OPENBLAS_VERSION, " %31[^\n]", name);
+    for (size_t end = strlen(name); end && name[end - 1] == ' '; end--)
+        name[end - 1] = 0;
+#endif
+    return name;
+}
+
 static void find_processor(char *text, size_t size)
 {
     char line[256];
@@ -170,15 +177,12 @@ int main(int argc, char **argv)
         return 0;
     }
     double begun = seconds();
-    run_facts facts = {.quick = o.quick, .blas = BLAS_NAME, .backend = choose_backend(o.backend)};
+    run_facts facts = {.quick = o.quick, .blas = prepare_blas(), .backend = choose_backend(o.backend)};
     char version[32];
     snprintf(version, sizeof version, "%u.%u.%u", wf_version() >> 16, wf_version() >> 8 & 255, wf_version() & 255);
     facts.version = version;
     ui_set_backend(facts.backend);
     find_processor(facts.machine, sizeof facts.machine);
-#ifdef OPENBLAS_VERSION
-    openblas_set_num_threads(1);
-#endif
 
     fashion data;
     if (!fashion_load(&data, 60000, 10000))

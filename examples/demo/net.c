@@ -9,7 +9,7 @@
 
 enum { MAX_STEPS = 16, KERNEL = 3, HIDDEN = 128, HIDDEN_LAYERS = 3 };
 
-typedef enum step_kind { LINEAR, CONV, NORM, RELU, POOL, DROPOUT } step_kind;
+typedef enum step_kind { LINEAR, CONV, NORM, RELU, SILU, MAX_POOL, AVERAGE_POOL, DROPOUT } step_kind;
 
 typedef struct shape {
     int64_t c, side; /* side x side pixels of c channels */
@@ -22,7 +22,7 @@ typedef struct step {
     float *w, *b;      /* LINEAR [out, in], CONV [out.c, KERNEL * KERNEL * in.c]; [out.c]  */
     float *columns;    /* CONV: [batch * out pixels, KERNEL * KERNEL * in.c]               */
     float *dcolumns;   /* CONV but the first: their gradient                               */
-    int64_t *argmax;   /* POOL: where each maximum came from                               */
+    int64_t *argmax;   /* MAX_POOL: where each maximum came from                           */
     norm norm;
     dropout dropout;
 } step;
@@ -116,13 +116,22 @@ static void add_dropout(net *t, shape in)
                   .c = in.c, .hw = pixels(in), .p = t->options.dropout, .seed = t->options.seed};
 }
 
+static void add_activation(net *t, shape in)
+{
+    add_step(t, t->options.activation == SMOOTH ? SILU : RELU, in, in);
+}
+
 static shape add_pool(net *t, shape in)
 {
     shape out = {in.c, in.side / 2};
+    if (t->options.activation == SMOOTH) {
+        add_step(t, AVERAGE_POOL, in, out);
+        return out;
+    }
     int64_t *argmax = malloc(sizeof *argmax * (size_t)(t->options.batch * elements(out)));
     if (!argmax)
         die("out of memory");
-    add_step(t, POOL, in, out)->argmax = argmax;
+    add_step(t, MAX_POOL, in, out)->argmax = argmax;
     return out;
 }
 
@@ -139,7 +148,7 @@ net *net_new(const net_options *options, const layers *layers)
         for (int i = 0; i < HIDDEN_LAYERS; i++) {
             at = add_weights(t, LINEAR, at, (shape){HIDDEN, 1}, &r);
             add_norm(t, at);
-            add_step(t, RELU, at, at);
+            add_activation(t, at);
             add_dropout(t, at);
         }
     } else {
@@ -147,7 +156,7 @@ net *net_new(const net_options *options, const layers *layers)
         for (int64_t c = 8; c <= 16; c *= 2) {
             at = add_weights(t, CONV, at, (shape){c, at.side - KERNEL + 1}, &r);
             add_norm(t, at);
-            add_step(t, RELU, at, at);
+            add_activation(t, at);
             at = add_pool(t, at);
             add_dropout(t, at);
         }
@@ -259,24 +268,59 @@ static void conv_forward(const net *t, const step *s, const float *x, int64_t n)
     add_bias(s->y, s->b, n, s->out.c, hw, t->options.channels_last);
 }
 
-static void pool_forward(const net *t, const step *s, const float *x, int64_t n)
+/* Where the window of output (i, oy, ox, ch) begins, and how to reach its other three pixels. */
+typedef struct window {
+    int64_t from, to, offset[4];
+} window;
+
+static window window_at(const net *t, const step *s, int64_t i, int64_t oy, int64_t ox, int64_t ch)
 {
     strides in = strides_of(t, s->in), out = strides_of(t, s->out);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t oy = 0; oy < s->out.side; oy++)
-            for (int64_t ox = 0; ox < s->out.side; ox++)
-                for (int64_t ch = 0; ch < s->out.c; ch++) {
-                    int64_t to = i * elements(s->out) + (oy * s->out.side + ox) * out.pixel + ch * out.channel;
-                    int64_t from = i * elements(s->in) + (2 * oy * s->in.side + 2 * ox) * in.pixel + ch * in.channel;
-                    int64_t best = from;
-                    for (int64_t k = 1; k < 4; k++) {
-                        int64_t other = from + ((k >> 1) * s->in.side + (k & 1)) * in.pixel;
-                        if (x[other] > x[best])
-                            best = other;
-                    }
-                    s->y[to] = x[best];
-                    s->argmax[to] = best;
-                }
+    return (window){i * elements(s->in) + (2 * oy * s->in.side + 2 * ox) * in.pixel + ch * in.channel,
+                    i * elements(s->out) + (oy * s->out.side + ox) * out.pixel + ch * out.channel,
+                    {0, in.pixel, s->in.side * in.pixel, (s->in.side + 1) * in.pixel}};
+}
+
+#define FOR_EACH_WINDOW(s, n)                                                                                          \
+    for (int64_t i = 0; i < (n); i++)                                                                                  \
+        for (int64_t oy = 0; oy < (s)->out.side; oy++)                                                                 \
+            for (int64_t ox = 0; ox < (s)->out.side; ox++)                                                             \
+                for (int64_t ch = 0; ch < (s)->out.c; ch++)
+
+static void max_pool_forward(const net *t, const step *s, const float *x, int64_t n)
+{
+    FOR_EACH_WINDOW(s, n)
+    {
+        window w = window_at(t, s, i, oy, ox, ch);
+        int64_t best = w.from;
+        for (int k = 1; k < 4; k++)
+            if (x[w.from + w.offset[k]] > x[best])
+                best = w.from + w.offset[k];
+        s->y[w.to] = x[best];
+        s->argmax[w.to] = best;
+    }
+}
+
+static void average_pool_forward(const net *t, const step *s, const float *x, int64_t n)
+{
+    FOR_EACH_WINDOW(s, n)
+    {
+        window w = window_at(t, s, i, oy, ox, ch);
+        s->y[w.to] = 0;
+        for (int k = 0; k < 4; k++)
+            s->y[w.to] += x[w.from + w.offset[k]] / 4;
+    }
+}
+
+static void average_pool_backward(const net *t, const step *s, const float *dy, float *dx, int64_t n)
+{
+    memset(dx, 0, sizeof *dx * (size_t)(n * elements(s->in)));
+    FOR_EACH_WINDOW(s, n)
+    {
+        window w = window_at(t, s, i, oy, ox, ch);
+        for (int k = 0; k < 4; k++)
+            dx[w.from + w.offset[k]] = dy[w.to] / 4;
+    }
 }
 
 const float *net_forward(net *t, pass mode, const float *x, int64_t n)
@@ -289,7 +333,8 @@ const float *net_forward(net *t, pass mode, const float *x, int64_t n)
         switch (s->kind) {
         case LINEAR: linear_forward(s, x, n); break;
         case CONV: conv_forward(t, s, x, n); break;
-        case POOL: pool_forward(t, s, x, n); break;
+        case MAX_POOL: max_pool_forward(t, s, x, n); break;
+        case AVERAGE_POOL: average_pool_forward(t, s, x, n); break;
         case NORM:
             s->norm.n = n;
             s->norm.momentum =
@@ -299,6 +344,10 @@ const float *net_forward(net *t, pass mode, const float *x, int64_t n)
         case RELU:
             for (int64_t k = 0; k < n * elements(s->out); k++)
                 s->y[k] = x[k] > 0 ? x[k] : 0 * x[k]; /* NaN stays NaN: divergence must show */
+            break;
+        case SILU:
+            for (int64_t k = 0; k < n * elements(s->out); k++)
+                s->y[k] = x[k] / (1 + expf(-x[k]));
             break;
         case DROPOUT:
             if (!training)
@@ -370,11 +419,12 @@ void net_backward(net *t, pass mode, const float *x, const float *dlogits, int64
         switch (s->kind) {
         case LINEAR: linear_backward(s, input, dy, i ? other : NULL, n, lr, weight_decay); break;
         case CONV: conv_backward(t, s, dy, i ? other : NULL, n, lr, weight_decay); break;
-        case POOL:
+        case MAX_POOL:
             memset(other, 0, sizeof *other * (size_t)(n * elements(s->in)));
             for (int64_t k = 0; k < n * elements(s->out); k++)
                 other[s->argmax[k]] += dy[k];
             break;
+        case AVERAGE_POOL: average_pool_backward(t, s, dy, other, n); break;
         case NORM:
             t->layers->norm_backward(&s->norm, mode, input, dy, &t->scratch);
             descend(s->norm.gamma, s->norm.dgamma, s->norm.c, lr);
@@ -383,6 +433,12 @@ void net_backward(net *t, pass mode, const float *x, const float *dlogits, int64
         case RELU:
             for (int64_t k = 0; k < n * elements(s->out); k++)
                 dy[k] = s->y[k] > 0 ? dy[k] : 0;
+            continue;
+        case SILU:
+            for (int64_t k = 0; k < n * elements(s->out); k++) {
+                float sigma = 1 / (1 + expf(-input[k]));
+                dy[k] *= sigma * (1 + input[k] * (1 - sigma));
+            }
             continue;
         case DROPOUT:
             t->layers->dropout_backward(&s->dropout, dy, &t->scratch);

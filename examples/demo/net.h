@@ -11,8 +11,13 @@ typedef enum architecture {
     CONVNET /* [conv 3x3 without padding, norm, ReLU, max pool 2, feature dropout] with 8, 16 - linear 10     */
 } architecture;
 
+/* ReLU and max pool have kinks: two trainings one rounding apart part for good where they land on either side of one.
+ * SMOOTH puts SiLU and average pools in their place, so that trainings to be compared stay together. */
+typedef enum activation { KINKED, SMOOTH } activation;
+
 typedef struct net_options {
     architecture kind;
+    activation activation;
     norm_kind norm;
     bool track;           /* InstanceNorm keeps running statistics too (BatchNorm always does)                 */
     bool channels_last;   /* CONVNET                                                                           */

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { BATCH = 32, SCORED = 250 };
+enum { BATCH = 16, SCORED = 250 };
 
 /* Every operation the demo can reach, in both layouts where there are two; the last steps of the frozen cases train
  * with running statistics held constant. */
@@ -64,6 +64,7 @@ bool selfcheck(settings *s, int64_t steps)
         recipe *r = &c->recipe;
         r->norm_momentum = r->norm_momentum < 0 ? 0 : DEFAULT_MOMENTUM;
         r->frozen_from = r->frozen_from ? 2 * steps / 3 : 0;
+        r->activation = SMOOTH;
         r->init_scale = 1;
         r->lr = 0.05;
         r->batch = BATCH;

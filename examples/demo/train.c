@@ -31,7 +31,7 @@ trainer *trainer_new(const recipe *r, const layers *layers, const fashion *data,
     t->data = data;
     t->counters = counters;
     t->rng = (rng){r->seed + 0x5eed};
-    t->net = net_new(&(net_options){.kind = r->architecture, .norm = r->norm, .track = r->track,
+    t->net = net_new(&(net_options){.kind = r->architecture, .activation = r->activation, .norm = r->norm, .track = r->track,
                                     .channels_last = !r->channels_first, .norm_momentum = r->norm_momentum,
                                     .init_scale = r->init_scale, .dropout_kind = r->dropout_kind, .dropout = r->dropout,
                                     .batch = batch, .seed = r->seed}, layers);

@@ -9,6 +9,7 @@
 
 typedef struct recipe {
     architecture architecture;
+    activation activation;
     norm_kind norm;
     bool track, channels_first;
     double norm_momentum; /* 0: cumulative average; see DEFAULT_MOMENTUM */
