@@ -36,7 +36,8 @@ KIND_FLAGS := $(if $(KIND),-g -fno-omit-frame-pointer) $(if $(call on,ASAN),-fsa
               $(if $(call on,UBSAN),-fsanitize=undefined -fno-sanitize-recover=all) \
               $(if $(call on,TSAN),-fsanitize=thread) $(if $(call on,COVERAGE),--coverage -fprofile-abs-path) \
               $(if $(call on,FUZZ),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all)
-WARNINGS   := -Wall -Wextra -Werror
+# clang may decline to vectorise a loop that asks for it, under sanitizers above all: slower, not wrong.
+WARNINGS   := -Wall -Wextra -Werror $(if $(findstring clang,$(CC)),-Wno-pass-failed)
 DEPENDS    := -MMD -MP
 # Asserts check the back-ends' own assumptions; a released library does not abort, so only the checking builds have them.
 NDEBUG     := $(if $(filter-out coverage,$(KIND)),,-DNDEBUG)
