@@ -114,7 +114,7 @@ $(STATIC): $(LIB_OBJ)
 	@echo "  AR      $(@:$(O)/%=%)"; rm -f $@
 	$(Q)$(AR) rcsD $@ $(LIB_OBJ)
 
-$(SHARED): $(LIB_OBJ) src/welford.map
+$(SHARED): $(LIB_OBJ) src/welford.map Makefile
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) -shared -Wl,-soname,libwelford.so.$(MAJOR) -Wl,--version-script=src/welford.map \
 	    -Wl,-z,now,-z,relro,--as-needed$(if $(KIND),,$(comma)--no-undefined) $(LINK_FLAGS) $(LIB_OBJ) -o $@ $(OPENMP_FLAG) -lm
