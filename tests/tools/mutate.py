@@ -26,7 +26,7 @@ import time
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
 TABLE = os.path.join(ROOT, "tests/mutation.md")
-QUICK_LIMIT, FULL_LIMIT = 180, 900  # seconds; a mutant that loops for ever is noticed, too
+QUICK_LIMIT, FULL_LIMIT = 180, 900  # seconds for one suite; a mutant that loops for ever is noticed, too
 
 # ---- what is code ----
 
@@ -145,10 +145,11 @@ def draw(count, seed):
 # ---- trying one ----
 
 
-def run(command, limit, cwd):
+def run(command, limit, cwd, quick=False):
     """(exit status or None when it took too long, output). The whole process group goes when time is up."""
+    environment = {**os.environ, **({"WELFORD_TEST_QUICK": "1"} if quick else {})}
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                               start_new_session=True, env={**os.environ, "CK_DEFAULT_TIMEOUT": "120"})
+                               start_new_session=True, env=environment)
     try:
         output, _ = process.communicate(timeout=limit)
         return process.returncode, output
@@ -166,6 +167,7 @@ def failing_test(output):
 
 # Unused variables and the like are no errors here: they are not how a mistake should be noticed. Wrong types are.
 FLAGS = "CFLAGS=-Wno-error -Werror=int-conversion -Werror=incompatible-pointer-types"
+SECONDS = {}  # what each suite takes, quick: the fastest go first
 ORIGINAL = {}  # digests of the library without a mistake
 ISAS = {"baseline": "ISAS=baseline", "all": "ISAS=baseline avx2 avx512"}
 
@@ -200,12 +202,13 @@ def attempt(mutant, tree):
             return {"result": "same code"}
         if make(tree, isas, f"build-{isas}/tests/check")[0] != 0:
             return {"result": "did not compile"}
-        for effort, limit in (("QUICK=1", QUICK_LIMIT), ("QUICK=0", FULL_LIMIT)):
-            status, output = make(tree, isas, "run-check", effort, limit=limit)
-            if status != 0:
-                killer = "time limit" if status is None else failing_test(output)
-                return {"result": "killed", "by": killer, "effort": "quick" if effort == "QUICK=1" else "full",
-                        "seconds": round(time.time() - began)}
+        for quick, limit in ((True, QUICK_LIMIT), (False, FULL_LIMIT)):
+            for suite in sorted(SECONDS, key=SECONDS.get):
+                status, output = run([f"build-{isas}/tests/check", suite], limit, tree, quick)
+                if status != 0:
+                    killer = "time limit" if status is None else failing_test(output)
+                    return {"result": "killed", "by": f"{suite}: {killer}", "effort": "quick" if quick else "full",
+                            "seconds": round(time.time() - began)}
         return {"result": "survived", "seconds": round(time.time() - began)}
     finally:
         with open(path, "w", encoding="utf-8") as stream:
@@ -222,10 +225,17 @@ def prepare(tree):
         if not os.path.exists(copy) or not filecmp.cmp(path, copy, shallow=False):
             shutil.copy(path, copy)
     for isas in ISAS:
-        status, output = make(tree, isas, "run-check", "QUICK=1")
+        status, output = make(tree, isas, f"build-{isas}/tests/check")
         if status != 0:
-            raise SystemExit(f"the tests fail without any mutation:\n{output[-3000:]}")
+            raise SystemExit(output[-3000:])
         ORIGINAL[isas] = library(tree, isas)
+    suites = run([f"build-{isas}/tests/check", "--list"], 60, tree)[1].split()
+    for suite in [] if SECONDS else suites:
+        began = time.time()
+        status, output = run([f"build-{isas}/tests/check", suite], QUICK_LIMIT, tree, quick=True)
+        if status != 0:
+            raise SystemExit(f"{suite} fails without any mistake:\n{output[-3000:]}")
+        SECONDS[suite] = time.time() - began
 
 
 # ---- the table ----
