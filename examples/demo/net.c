@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <cblas.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -240,18 +241,50 @@ static void scatter_patches(const net *t, const step *s, const float *patch, flo
                     }
 }
 
+/* y[.., ch] += b[ch]: rows of c where channels are last, else planes of hw. */
 static void add_bias(float *y, const float *b, int64_t n, int64_t c, int64_t hw, bool channels_last)
 {
-    for (int64_t i = 0; i < n * c * hw; i++)
-        y[i] += b[channels_last ? i % c : i / hw % c];
+    if (channels_last)
+        for (int64_t i = 0; i < n * hw; i++, y += c)
+            for (int64_t ch = 0; ch < c; ch++)
+                y[ch] += b[ch];
+    else
+        for (int64_t i = 0; i < n * c; i++, y += hw)
+            for (int64_t p = 0; p < hw; p++)
+                y[p] += b[i % c];
+}
+
+/* NaN stays NaN: divergence must show. */
+static void relu_forward(const float *x, float *y, int64_t count)
+{
+    for (int64_t k = 0; k < count; k++)
+        y[k] = x[k] < 0 ? 0 : x[k];
+}
+
+static void relu_backward(const float *y, float *dy, int64_t count)
+{
+    for (int64_t k = 0; k < count; k++)
+        dy[k] = y[k] > 0 ? dy[k] : 0;
+}
+
+static void silu_forward(const float *x, float *y, int64_t count)
+{
+    for (int64_t k = 0; k < count; k++)
+        y[k] = x[k] / (1 + expf(-x[k]));
+}
+
+static void silu_backward(const float *x, float *dy, int64_t count)
+{
+    for (int64_t k = 0; k < count; k++) {
+        float sigma = 1 / (1 + expf(-x[k]));
+        dy[k] *= sigma * (1 + x[k] * (1 - sigma));
+    }
 }
 
 static void linear_forward(const step *s, const float *x, int64_t n)
 {
     multiply(false, true, n, s->out.c, elements(s->in), 1, x, s->w, 0, s->y);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < s->out.c; j++)
-            s->y[i * s->out.c + j] += s->b[j];
+    add_bias(s->y, s->b, n, s->out.c, 1, true);
 }
 
 /* Channels last, all images are one product; channels first takes one per image, with the roles swapped. */
@@ -341,14 +374,8 @@ const float *net_forward(net *t, pass mode, const float *x, int64_t n)
                 t->options.norm_momentum > 0 ? t->options.norm_momentum : 1.0 / (double)(t->updates + !t->updates);
             t->layers->norm_forward(&s->norm, mode, x, s->y, &t->scratch);
             break;
-        case RELU:
-            for (int64_t k = 0; k < n * elements(s->out); k++)
-                s->y[k] = x[k] > 0 ? x[k] : 0 * x[k]; /* NaN stays NaN: divergence must show */
-            break;
-        case SILU:
-            for (int64_t k = 0; k < n * elements(s->out); k++)
-                s->y[k] = x[k] / (1 + expf(-x[k]));
-            break;
+        case RELU: relu_forward(x, s->y, n * elements(s->out)); break;
+        case SILU: silu_forward(x, s->y, n * elements(s->out)); break;
         case DROPOUT:
             if (!training)
                 continue; /* x passes on as it is */
@@ -430,16 +457,8 @@ void net_backward(net *t, pass mode, const float *x, const float *dlogits, int64
             descend(s->norm.gamma, s->norm.dgamma, s->norm.c, lr);
             descend(s->norm.beta, s->norm.dbeta, s->norm.c, lr);
             continue;
-        case RELU:
-            for (int64_t k = 0; k < n * elements(s->out); k++)
-                dy[k] = s->y[k] > 0 ? dy[k] : 0;
-            continue;
-        case SILU:
-            for (int64_t k = 0; k < n * elements(s->out); k++) {
-                float sigma = 1 / (1 + expf(-input[k]));
-                dy[k] *= sigma * (1 + input[k] * (1 - sigma));
-            }
-            continue;
+        case RELU: relu_backward(s->y, dy, n * elements(s->out)); continue;
+        case SILU: silu_backward(input, dy, n * elements(s->out)); continue;
         case DROPOUT:
             t->layers->dropout_backward(&s->dropout, dy, &t->scratch);
             continue;

@@ -59,8 +59,8 @@ void overview_write(const char *path, const settings *s, const run_facts *facts)
           ".other{fill:var(--other)}\n</style>", o);
     fprintf(o, "<rect class=\"page\" width=\"%d\" height=\"%d\" rx=\"18\"/><text class=\"title\" x=\"%d\" y=\"48\">What each "
                "layer is for</text><text class=\"sub\" x=\"%d\" y=\"75\">%lld small networks trained on Fashion-MNIST in "
-               "%.0f s on %d cores; lines are means, bands the range over %d seeds</text>\n", width, height, MARGIN + 4,
-            MARGIN + 4, (long long)facts->runs, facts->wall_seconds, s->threads, s->seeds);
+               "%.0f s of processor time; lines are means, bands the range over %d seeds</text>\n", width, height, MARGIN + 4,
+            MARGIN + 4, (long long)facts->runs, facts->processor_seconds, s->seeds);
     for (int n = 0, at = 0; n < PANELS; n++)
         if (panels[n].grids) {
             write_cell(o, &panels[n], at % COLUMNS, at / COLUMNS);

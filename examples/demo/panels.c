@@ -116,7 +116,7 @@ static void build_initialisation(panel *p, const settings *s)
 {
     static const double scales[] = {.1, .2, .5, 1, 2, 5, 10};
     static const norm_kind kinds[] = {NORM_NONE, NORM_BATCH, NORM_LAYER};
-    grid *g = add_grid(p, s, "initialisation", "initial weights times", true, 4);
+    grid *g = add_grid(p, s, "initialisation", "initial weights (times He's)", true, 4);
     add_norms(g, kinds, 3);
     add_axis(g, scales, 7);
     add_plot(p, 0, "Test accuracy by scale of the initial weights", TEST_ACCURACY, -1);
@@ -327,7 +327,9 @@ spread grid_spread(const grid *g, int series, int x, metric m)
 
 static void print_table(const grid *g, metric m)
 {
-    printf("  %s%s (%s)%s\n  %-14s", ui_dim(), metric_name[m], g->x_name, ui_plain(), "");
+    bool named = strcmp(g->title, g->x_name) != 0;
+    printf("  %s%s%s%s by %s%s\n  %-14s", ui_dim(), metric_name[m], named ? ", " : "", named ? g->title : "", g->x_name,
+           ui_plain(), "");
     for (int x = 0; x < g->xs; x++)
         printf(" %11s", g->x_text[x]);
     putchar('\n');
@@ -351,7 +353,7 @@ void panel_print(const panel *p)
     printf("  %s%s%s\n", ui_dim(), p->setup, ui_plain());
     for (int i = 0; i < p->plots; i++) {
         print_table(&p->grid[p->plot[i].grid], p->plot[i].solid);
-        if (p->plot[i].dashed >= 0)
+        if (p->plot[i].dashed == TRAIN_ACCURACY)
             print_table(&p->grid[p->plot[i].grid], (metric)p->plot[i].dashed);
     }
     printf("  %s%s%s %s\n", p->as_expected ? ui_green() : ui_yellow(),

@@ -72,7 +72,7 @@ extern panel panels[PANELS];
 void run_instancenorm(panel *, settings *, const job *);
 
 void panel_measure(panel *, settings *); /* builds, runs, judges */
-void panel_print(const panel *);         /* tables and verdict to the terminal */
+void panel_print(const panel *);         /* the main tables and the verdict, to the terminal */
 
 typedef struct spread {
     double mean, sd, min, max;

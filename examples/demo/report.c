@@ -48,9 +48,9 @@ static void write_head(FILE *o, const settings *s, const run_facts *facts)
     plot_style(o);
     fputs(page_style, o);
     fprintf(o, "</style></head><body><main><h1>What each layer is for</h1><p class=\"lead\">Normalization and dropout at "
-               "work on Fashion-MNIST: %lld small networks trained in %.0f seconds%s%s by welford %s, every norm and "
+               "work on Fashion-MNIST: %lld small networks trained in %.0f seconds (%.0f of processor time)%s%s by welford %s, every norm and "
                "dropout through its public calls%s.</p>", (long long)facts->runs, facts->wall_seconds,
-            *facts->machine ? " on " : "", facts->machine, facts->version,
+            facts->processor_seconds, *facts->machine ? " on " : "", facts->machine, facts->version,
             strcmp(facts->layers, "welford") ? ", but this run used the NAIVE layers instead" : "");
     if (facts->quick)
         fputs("<p class=\"other\"><b>A quick run:</b> few images per network, so the numbers are rough.</p>", o);

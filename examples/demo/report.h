@@ -12,7 +12,7 @@ typedef struct run_facts {
     const char *version; /* of the library      */
     const char *layers;  /* whose               */
     char machine[160];   /* processor           */
-    double wall_seconds;
+    double wall_seconds, processor_seconds;
     bool checked, check_ok, quick;
     int64_t runs; /* training runs of all panels */
 } run_facts;

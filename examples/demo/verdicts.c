@@ -64,6 +64,14 @@ static const char *text_at(const grid *g, int x)
     return x < 0 ? "none" : g->x_text[x];
 }
 
+static const char *range_text(const grid *g, range r, char text[40])
+{
+    if (r.count == 0)
+        return "nowhere";
+    snprintf(text, 40, r.first == r.last ? "at %s only" : "at %s to %s", text_at(g, r.first), text_at(g, r.last));
+    return text;
+}
+
 /* a - b, seed by seed, in points (of percent). */
 typedef struct difference {
     double mean;
@@ -123,9 +131,9 @@ bool judge_initialisation(panel *p)
     range layer = training_range(g, find_series(g, NORM_LAYER));
     DETAIL(p, "Scales that train, of %d: no norm %d, BatchNorm %d, LayerNorm %d.", g->xs, plain.count, batch.count,
            layer.count);
-    VERDICT(p, "Trains from %s to %s times He's scale with BatchNorm, %s to %s with LayerNorm, %s to %s without a norm.",
-            text_at(g, batch.first), text_at(g, batch.last), text_at(g, layer.first), text_at(g, layer.last),
-            text_at(g, plain.first), text_at(g, plain.last));
+    char text[3][40];
+    VERDICT(p, "Trains %s times He's scale with BatchNorm, %s with LayerNorm, %s without a norm.",
+            range_text(g, batch, text[0]), range_text(g, layer, text[1]), range_text(g, plain, text[2]));
     return batch.count > plain.count && layer.count > plain.count;
 }
 
