@@ -8,6 +8,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "common/fpmode.h"
+
 /* initial-exec: the default model may allocate at a thread's first access. */
 static _Thread_local char error_detail[256] __attribute__((tls_model("initial-exec")));
 
@@ -33,6 +35,13 @@ size_t wf_dtype_size(wf_dtype dtype)
 wf_dtype wf_statistics_dtype(wf_dtype x_dtype)
 {
     return x_dtype == WF_F64 ? WF_F64 : WF_F32;
+}
+
+void in_our_fpmode(void (*f)(void *arg), void *arg)
+{
+    const uint64_t caller = wf_fpmode_enter();
+    f(arg);
+    wf_fpmode_leave(caller);
 }
 
 static void fail(struct call *call, wf_status status, const char *format, va_list args)

@@ -72,6 +72,10 @@ int check_output(struct call *call, const char *name, void *data, struct buffer_
 /* An output of bytes, which may alias nothing. */
 void check_bytes(struct call *call, const char *name, uint8_t *data, int64_t size);
 
+/* Runs f(arg) rounding to nearest with subnormals, whatever the caller's thread has set. The compiler must not see f and the
+ * mode together, for it knows no order between them: call it through this pointer only. */
+void in_our_fpmode(void (*f)(void *arg), void *arg);
+
 wf_dtype wf_statistics_dtype(wf_dtype x_dtype);
 size_t   wf_dtype_size(wf_dtype dtype);
 

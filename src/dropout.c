@@ -2,8 +2,32 @@
 #include <math.h>
 
 #include "call.h"
-#include "common/fpmode.h"
 #include "common/philox.h"
+
+struct constants {
+    const wf_dropout *w;
+    bool              forward;
+    struct dropout   *p;
+};
+
+/* They are part of the contract: the same bits in any rounding mode of the caller, so this runs in ours. */
+static void compute_constants(void *arg)
+{
+    const struct constants *k = arg;
+    const double            drop = k->w->p;
+    struct dropout         *p = k->p;
+    p->threshold = wf_keep_threshold(drop);
+    if (k->w->kind == WF_DROPOUT) {
+        p->scale = drop < 1 ? 1 / (1 - drop) : 0;
+    } else if (drop < 1) {
+        const double alpha = 1.7580993408473766; /* SELU's scale * alpha: what a unit saturates at, negated */
+        const double a = 1 / sqrt((alpha * alpha * drop + 1) * (1 - drop)), b = a * alpha * drop;
+        p->scale = a;
+        p->shifted = k->forward;
+        p->shift = b;
+        p->dropped = k->forward ? b - a * alpha : 0;
+    }
+}
 
 static struct dropout import_what(struct call *call, const wf_dropout *what, bool forward)
 {
@@ -14,29 +38,16 @@ static struct dropout import_what(struct call *call, const wf_dropout *what, boo
     check_flags(call, w.flags, WF_FEATURES, 0);
     check_channels(call, w.layout, w.n, w.c, w.hw);
     check_fraction(call, "p", w.p);
-
     if (call->status)
         return (struct dropout){0}; /* sizes whose products overflow go no further */
+
     struct dropout p = {.x_dtype = w.x_dtype,
                         .layout = w.layout,
                         .features = w.flags & WF_FEATURES,
                         .n = w.n,
                         .c = w.c,
                         .hw = w.hw};
-    /* The constants of the masks are part of the contract: the same bits in any rounding mode of the caller. */
-    const uint64_t caller = wf_fpmode_enter();
-    p.threshold = wf_keep_threshold(w.p);
-    if (w.kind == WF_DROPOUT) {
-        p.scale = w.p < 1 ? 1 / (1 - w.p) : 0;
-    } else if (w.p < 1) {
-        const double alpha = 1.7580993408473766; /* SELU's scale * alpha: what a unit saturates at, negated */
-        const double a = 1 / sqrt((alpha * alpha * w.p + 1) * (1 - w.p)), b = a * alpha * w.p;
-        p.scale = a;
-        p.shifted = forward;
-        p.shift = b;
-        p.dropped = forward ? b - a * alpha : 0;
-    }
-    wf_fpmode_leave(caller);
+    in_our_fpmode(compute_constants, &(struct constants){&w, forward, &p});
     return p;
 }
 

@@ -100,11 +100,9 @@ WF_HD real moments_variance(struct moments m, int64_t count)
     return (real)ldexp((double)(m.m2 / (real)count), 2 * m.scale);
 }
 
-/* 1 / sqrt(m2 / count + eps); 0 where that would divide by zero or count = 0; NaN where a value was not finite. */
+/* 1 / sqrt(m2 / count + eps); 0 where that would divide by zero or count = 0. */
 WF_HD real moments_rstd(struct moments m, int64_t count, real eps)
 {
-    if (!isfinite(m.m2))
-        return (real)NAN;
     if (count == 0)
         return 0;
     real variance = m.m2 / (real)count;

@@ -1,7 +1,7 @@
 /* GroupNorm, InstanceNorm and BatchNorm on the CPU: what both layouts share. channels_first.h and channels_last.h reduce and
  * apply; here a set's partial results become its statistics, or the two averages that its gradient needs.
  *
- *     y = ((x - mean) - mean_lo) * rstd * gamma + beta
+ *     y = ((x - mean) - mean_lo) * (rstd * gamma) + beta
  *     dx = rstd * (gamma * dy - k1 - xhat * k2),  k1 = avg(gamma * dy),  k2 = avg(gamma * dy * xhat) over the set
  *
  * A set is what shares a statistic: a channel (across the batch), or a group of a sample. */
@@ -13,16 +13,24 @@ struct geometry {
     int64_t                  group_channels; /* of a set: 1 across the batch */
 };
 
-/* Where there is one value per channel and sample both layouts are the same memory; channels last is the faster there. */
-static struct geometry geometry_of(const struct channelnorm_shape *shape)
+/* Where there is one value per channel and sample both layouts are the same memory: if_flat is the better one to say. */
+static struct geometry geometry_of(const struct channelnorm_shape *shape, wf_layout if_flat)
 {
     struct geometry g = {.s = *shape};
     if (g.s.hw == 1)
-        g.s.layout = WF_NHWC;
-    g.group_channels = g.s.across_batch ? 1 : g.s.c / g.s.groups;
+        g.s.layout = if_flat;
+    if (g.s.c == 0)
+        g.s.layout = WF_NCHW;
+    g.group_channels = g.s.across_batch || g.s.c == 0 ? 1 : g.s.c / g.s.groups;
     g.sets = g.s.across_batch ? g.s.c : g.s.n * g.s.groups;
-    g.count = g.s.across_batch ? g.s.n * g.s.hw : g.group_channels * g.s.hw;
+    g.count = g.s.c == 0 ? 0 : g.s.across_batch ? g.s.n * g.s.hw : g.group_channels * g.s.hw;
     return g;
+}
+
+/* A statistic from the caller; mean_lo is optional, and any of an empty tensor. */
+static inline real given(const void *statistic, int64_t set)
+{
+    return statistic ? ((const real *)statistic)[set] : 0;
 }
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
@@ -33,7 +41,7 @@ struct channelnorm_forward_run {
     int64_t                           items;                          /* of a set or, channels last, of a sample */
     real                             *mean, *mean_lo, *rstd, *variance; /* [sets]; variance as the running one wants it */
     void                             *part;                           /* what reduce found */
-    struct moments                   *column; /* [n, c], channels last with groups of several channels only */
+    struct moments                   *tile; /* [samples, tiles]; channels last, groups wider than a tile only */
     bool                              stream;
 };
 
@@ -50,8 +58,8 @@ static void finish_set(const struct channelnorm_forward_run *r, int64_t set, str
 /* Evaluation: the statistics are the running ones. */
 static void known_set(const struct channelnorm_forward_run *r, int64_t set)
 {
-    const struct moments m = {0, 0, ((const real *)r->p->running_var_in)[set], 0};
-    r->mean[set] = ((const real *)r->p->running_mean_in)[set];
+    const struct moments m = {0, 0, given(r->p->running_var_in, set), 0};
+    r->mean[set] = given(r->p->running_mean_in, set);
     r->mean_lo[set] = 0;
     r->rstd[set] = moments_rstd(m, 1, (real)r->p->eps);
 }
@@ -94,7 +102,7 @@ static size_t channelnorm_forward_plan(const struct channelnorm_forward *p, void
                                        struct channelnorm_forward_run *r)
 {
     struct cpu_arena arena = {workspace, 0};
-    *r = (struct channelnorm_forward_run){.p = p, .g = geometry_of(&p->shape)};
+    *r = (struct channelnorm_forward_run){.p = p, .g = geometry_of(&p->shape, p->shape.across_batch ? WF_NHWC : WF_NCHW)};
     r->mean = cpu_take(&arena, r->g.sets, sizeof(real));
     r->mean_lo = cpu_take(&arena, r->g.sets, sizeof(real));
     r->rstd = cpu_take(&arena, r->g.sets, sizeof(real));
@@ -144,6 +152,7 @@ struct channelnorm_backward_run {
     real                              *dy_sum, *dyx_sum; /* [samples, c]: sum dy and sum dy * xhat of a channel */
     real                              *k1, *k2;       /* [sets] */
     real                              *part;          /* what reduce found, where that is less than a channel */
+    bool                               summed;        /* the sums are needed: not for dx alone of a frozen pass */
     bool                               stream;
 };
 
@@ -187,12 +196,6 @@ static void combine_sums(const struct channelnorm_backward_run *r, int64_t set)
     r->k2[set] = sum[1] / (real)r->g.count;
 }
 
-/* mean_lo is optional in the backward pass. */
-static inline real given(const void *statistic, int64_t set)
-{
-    return statistic ? ((const real *)statistic)[set] : 0;
-}
-
 #include "channels_first_backward.h"
 #include "channels_last_backward.h"
 
@@ -219,7 +222,7 @@ static size_t channelnorm_backward_plan(const struct channelnorm_backward *p, vo
                                         struct channelnorm_backward_run *r)
 {
     struct cpu_arena arena = {workspace, 0};
-    *r = (struct channelnorm_backward_run){.p = p, .g = geometry_of(&p->shape)};
+    *r = (struct channelnorm_backward_run){.p = p, .g = geometry_of(&p->shape, WF_NHWC)};
     r->samples = r->g.s.layout == WF_NHWC && r->g.s.across_batch ? 1 : r->g.s.n;
     r->dy_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
     r->dyx_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
@@ -243,6 +246,7 @@ static void channelnorm_backward(const struct channelnorm_backward *p, const str
     struct channelnorm_backward_run r;
     channelnorm_backward_plan(p, run->workspace, &r);
     r.stream = run->stream;
+    r.summed = p->dgamma || p->dbeta || (p->dx && !p->frozen);
     if (r.g.count && r.g.sets) {
         if (r.g.s.layout == WF_NCHW)
             channels_first_backward(&r, run);

@@ -48,8 +48,8 @@ static void normalize_line(const struct channelnorm_forward_run *r, int64_t set,
 {
     const struct channelnorm_forward *p = r->p;
     const wf_dtype dtype = p->shape.x_dtype;
-    const real     mean = r->mean[set], mean_lo = r->mean_lo[set], rstd = r->rstd[set];
-    const real     gamma = load_one(p->gamma, p->shape.w_dtype, channel, 1);
+    const real     mean = r->mean[set], mean_lo = r->mean_lo[set];
+    const real     factor = r->rstd[set] * load_one(p->gamma, p->shape.w_dtype, channel, 1);
     const real     beta = load_one(p->beta, p->shape.w_dtype, channel, 0);
     for (int64_t done = 0; done < n; done += TILE) {
         const int64_t part = min64(TILE, n - done);
@@ -58,7 +58,27 @@ static void normalize_line(const struct channelnorm_forward_run *r, int64_t set,
         real         *y = store_target(p->y, dtype, at + done, r->stream, y_buffer);
         SIMD
         for (int64_t i = 0; i < part; i++)
-            y[i] = ((x[i] - mean) - mean_lo) * rstd * gamma + beta;
+            y[i] = ((x[i] - mean) - mean_lo) * factor + beta;
+        store(p->y, dtype, at + done, y, part, r->stream);
+    }
+}
+
+/* hw = 1: n elements from `at`, each of a channel of its own. */
+static void normalize_flat(const struct channelnorm_forward_run *r, int64_t set, int64_t channel, int64_t at, int64_t n)
+{
+    const struct channelnorm_forward *p = r->p;
+    const wf_dtype dtype = p->shape.x_dtype, w_dtype = p->shape.w_dtype;
+    const real     mean = r->mean[set], mean_lo = r->mean_lo[set], rstd = r->rstd[set];
+    for (int64_t done = 0; done < n; done += TILE) {
+        const int64_t part = min64(TILE, n - done);
+        real          x_buffer[TILE], y_buffer[TILE], gamma_buffer[TILE], beta_buffer[TILE];
+        const real   *x = load(p->x, dtype, at + done, part, x_buffer);
+        const real   *gamma = load_parameter(p->gamma, w_dtype, channel + done, part, 1, gamma_buffer);
+        const real   *beta = load_parameter(p->beta, w_dtype, channel + done, part, 0, beta_buffer);
+        real         *y = store_target(p->y, dtype, at + done, r->stream, y_buffer);
+        SIMD
+        for (int64_t i = 0; i < part; i++)
+            y[i] = ((x[i] - mean) - mean_lo) * (rstd * gamma[i]) + beta[i];
         store(p->y, dtype, at + done, y, part, r->stream);
     }
 }
@@ -70,7 +90,9 @@ static void channels_first_apply(const void *arg, int64_t set, int64_t segment)
     const struct lines                    lines = lines_of(&r->g, set);
     int64_t                               begin, end;
     segment_range(&r->g, segment, &begin, &end);
-    for (int64_t line = begin / hw; line * hw < end; line++) {
+    if (hw == 1)
+        normalize_flat(r, set, (lines.first + begin) % r->g.s.c, lines.first + begin, end - begin);
+    for (int64_t line = begin / hw; hw > 1 && line * hw < end; line++) {
         const int64_t number = lines.first + line * lines.step;
         const int64_t from = line * hw > begin ? 0 : begin - line * hw, to = min64(hw, end - line * hw);
         normalize_line(r, set, number % r->g.s.c, number * hw + from, to - from);

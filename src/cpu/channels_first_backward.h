@@ -60,16 +60,23 @@ static void channels_first_backward_apply(const void *arg, int64_t set, int64_t 
     int64_t                                number, begin, n;
     item_line(r, set, item, &number, &begin, &n);
     const real mean = given(p->mean, set), mean_lo = given(p->mean_lo, set), rstd = given(p->rstd, set);
-    const real gamma = load_one(p->gamma, p->shape.w_dtype, number % r->g.s.c, 1), k1 = r->k1[set], k2 = r->k2[set];
+    const real gamma = load_one(p->gamma, p->shape.w_dtype, number % r->g.s.c, 1), k1 = r->summed ? r->k1[set] : 0, k2 = r->summed ? r->k2[set] : 0;
     for (int64_t done = 0; done < n; done += TILE) {
         const int64_t at = number * r->g.s.hw + begin + done, part = min64(TILE, n - done);
         real          x_buffer[TILE], dy_buffer[TILE], dx_buffer[TILE];
-        const real   *x = load(p->x, dtype, at, part, x_buffer), *dy = load(p->dy, dtype, at, part, dy_buffer);
+        const real   *dy = load(p->dy, dtype, at, part, dy_buffer);
+        const real   *x = p->frozen ? NULL : load(p->x, dtype, at, part, x_buffer);
         real         *dx = store_target(p->dx, dtype, at, r->stream, dx_buffer);
-        SIMD
-        for (int64_t i = 0; i < part; i++) {
-            const real xhat = ((x[i] - mean) - mean_lo) * rstd;
-            dx[i] = rstd * ((gamma * dy[i] - k1) - xhat * k2);
+        if (p->frozen) {
+            SIMD
+            for (int64_t i = 0; i < part; i++)
+                dx[i] = rstd * (gamma * dy[i]);
+        } else {
+            SIMD
+            for (int64_t i = 0; i < part; i++) {
+                const real xhat = ((x[i] - mean) - mean_lo) * rstd;
+                dx[i] = rstd * ((gamma * dy[i] - k1) - xhat * k2);
+            }
         }
         store(p->dx, dtype, at, dx, part, r->stream);
     }
@@ -89,8 +96,8 @@ static void channels_first_backward(struct channelnorm_backward_run *r, const st
     cpu_run_stages(run, &(struct cpu_stages){.sets = r->g.sets,
                                              .items = r->items,
                                              .item_bytes = min64(r->g.s.hw, SEGMENT) * value_bytes,
-                                             .reduce = channels_first_backward_reduce,
-                                             .combine = channels_first_backward_combine,
+                                             .reduce = r->summed ? channels_first_backward_reduce : NULL,
+                                             .combine = r->summed ? channels_first_backward_combine : NULL,
                                              .apply = r->p->dx ? channels_first_backward_apply : NULL,
                                              .arg = r,
                                              .fused = r->g.count * value_bytes <= CPU_FUSED_BYTES});

@@ -2,14 +2,15 @@
  * Across the batch the whole tensor is one sample of n * hw rows. Included by channelnorm_cpu.c.
  *
  * Few channels are folded: a "wide row" is `fold` consecutive rows, so that loops are long for any c; a column then has fold
- * partial sums, which are added at the end of a block. */
+ * partial sums, which are added at the end of a block. So are the columns of a group: a block gives one record for each
+ * "unit" of a tile, a group or as much of it as the tile holds. */
 
 enum { LEAF_WIDE_ROWS = 64 }; /* of a block: at most 16 additions of SWEPT_ROWS rows in sequence */
 
-/* A tile of columns [col, col + width) of every row. */
+/* Columns [col, col + width) of every row, in units of `unit` columns. */
 struct columns_tile {
     wf_dtype dtype;
-    int64_t  c, col, width, fold;
+    int64_t  c, col, width, unit, fold;
 };
 
 static int64_t fold_of(int64_t c)
@@ -17,10 +18,30 @@ static int64_t fold_of(int64_t c)
     return c <= COLUMNS / 2 ? COLUMNS / c : 1;
 }
 
+/* Tiles that one group needs, if it needs several. */
+static int64_t tiles_of_group(const struct geometry *g)
+{
+    return ceil_div(g->group_channels, COLUMNS);
+}
+
+/* Whole groups that one tile holds, if it holds several. */
+static int64_t groups_of_tile(const struct geometry *g)
+{
+    return g->group_channels < COLUMNS ? COLUMNS / g->group_channels : 1;
+}
+
+static int64_t last_tiles(const struct geometry *g)
+{
+    return ceil_div(g->s.c / g->group_channels, groups_of_tile(g)) * tiles_of_group(g);
+}
+
 static struct columns_tile columns_tile_of(const struct geometry *g, int64_t tile)
 {
-    const int64_t col = tile * COLUMNS;
-    return (struct columns_tile){g->s.x_dtype, g->s.c, col, min64(COLUMNS, g->s.c - col), fold_of(g->s.c)};
+    const int64_t channels = g->group_channels, parts = tiles_of_group(g);
+    const int64_t part = tile % parts * COLUMNS, col = tile / parts * groups_of_tile(g) * channels + part;
+    const int64_t end = parts > 1 ? channels - part : min64(groups_of_tile(g) * channels, g->s.c - col);
+    const int64_t width = min64(COLUMNS, end);
+    return (struct columns_tile){g->s.x_dtype, g->s.c, col, width, min64(channels, width), fold_of(g->s.c)};
 }
 
 static int64_t last_samples(const struct geometry *g)
@@ -48,11 +69,6 @@ static int64_t last_item_rows(const struct geometry *g)
     return rows;
 }
 
-static int64_t last_tiles(const struct geometry *g)
-{
-    return ceil_div(g->s.c, COLUMNS);
-}
-
 /* The first `width` values again and again. */
 static void repeat(real *v, const struct columns_tile *t)
 {
@@ -60,14 +76,29 @@ static void repeat(real *v, const struct columns_tile *t)
         v[i] = v[i - t->width];
 }
 
-/* The partial sums of a column, as a tree. */
+/* v[i] becomes the sum of v[i], v[i + stride], ... of `count` values, as a tree, for i < stride. */
+static void add_strided(real *v, int64_t count, int64_t stride)
+{
+    while (count > 1) {
+        const int64_t half = (count + 1) / 2;
+        for (int64_t i = 0; i < (count - half) * stride; i++)
+            v[i] += v[i + half * stride];
+        count = half;
+    }
+}
+
+/* The partial sums of a column. */
 static void add_folds(real *v, const struct columns_tile *t)
 {
-    for (int64_t left = t->fold; left > 1;) {
-        const int64_t half = (left + 1) / 2;
-        for (int64_t i = 0; i < (left - half) * t->width; i++)
-            v[i] += v[i + half * t->width];
-        left = half;
+    add_strided(v, t->fold, t->width);
+}
+
+/* The sums of a unit's columns: v[j] for unit j. */
+static void add_units(real *v, const struct columns_tile *t)
+{
+    for (int64_t j = 0; t->unit > 1 && j < t->width / t->unit; j++) {
+        add_strided(v + j * t->unit, t->unit, 1);
+        v[j] = v[j * t->unit];
     }
 }
 
@@ -90,7 +121,7 @@ static const real *load_wide(const struct columns_tile *t, const void *data, int
 
 /* ---- reduce ----------------------------------------------------------------------------------------------------- */
 
-/* The moments of a tile's columns. */
+/* The moments of a tile's units. */
 struct columns {
     real    mean[COLUMNS], mean_lo[COLUMNS], m2[COLUMNS];
     int32_t scale[COLUMNS];
@@ -127,7 +158,7 @@ static void columns_merge(struct columns *a, int64_t a_count, const struct colum
     *a = out;
 }
 
-/* sum d and sum d^2, d = x - center, of each column over n rows from `row`. */
+/* sum d and sum d^2, d = x - center, of each unit over n rows from `row`. */
 static void columns_squares(const struct columns_tile *t, const void *data, int64_t row, int64_t n, const real *center,
                             real *sum, real *squares)
 {
@@ -150,37 +181,48 @@ static void columns_squares(const struct columns_tile *t, const void *data, int6
     }
     add_folds(sum, t);
     add_folds(squares, t);
+    add_units(sum, t);
+    add_units(squares, t);
 }
 
-/* One column again, whose squares left the range. */
-__attribute__((noinline, cold)) static void column_squares_scaled(const struct columns_tile *t, const void *data,
-                                                                  int64_t row, int64_t n, int64_t j, real center,
-                                                                  real *sum, struct moments *m)
+/* Unit j again, whose squares left the range: column by column. */
+__attribute__((noinline, cold)) static struct moments unit_moments_scaled(const struct columns_tile *t, const void *data,
+                                                                          int64_t row, int64_t n, int64_t j, real center)
 {
-    real x[TILE], buffer[1];
-    for (int64_t i = 0; i < n; i++)
-        x[i] = *load(data, t->dtype, (row + i) * t->c + t->col + j, 1, buffer);
-    tile_squares_scaled(x, n, center, sum, &m->m2, &m->scale);
+    struct moments column[COLUMNS];
+    real           x[TILE], buffer[1];
+    for (int64_t k = 0; k < t->unit; k++) {
+        real    sum, squares;
+        int32_t scale = 0;
+        for (int64_t i = 0; i < n; i++)
+            x[i] = *load(data, t->dtype, (row + i) * t->c + t->col + j * t->unit + k, 1, buffer);
+        tile_squares(x, n, center, &sum, &squares);
+        tile_squares_scaled(x, n, center, &sum, &squares, &scale);
+        column[k] = moments_about(center, sum, squares, scale, n);
+    }
+    return moments_tree(column, n, n * t->unit);
 }
 
 /* n <= leaf_rows rows, two sweeps: as tile_moments. */
 static void columns_leaf(const struct columns_tile *t, const void *data, int64_t row, int64_t n, struct columns *out)
 {
-    real        center[COLUMNS], sum[COLUMNS], squares[COLUMNS], buffer[COLUMNS];
-    const real *first = load(data, t->dtype, row * t->c + t->col, t->width, buffer);
-    memcpy(center, first, (size_t)t->width * sizeof(real));
-    repeat(center, t);
-    columns_squares(t, data, row, n, center, sum, squares);
-    for (int64_t j = 0; j < t->width; j++)
-        center[j] += sum[j] / (real)n;
-    repeat(center, t);
-    columns_squares(t, data, row, n, center, sum, squares);
-    for (int64_t j = 0; j < t->width; j++) {
-        struct moments m = {0, 0, squares[j], 0};
-        if (!moments_in_range(m.m2))
-            column_squares_scaled(t, data, row, n, j, center[j], &sum[j], &m);
-        column_set(out, j, moments_about(center[j], sum[j], m.m2, m.scale, n));
+    const int64_t units = t->width / t->unit, count = n * t->unit;
+    real          center[COLUMNS], unit_center[COLUMNS], sum[COLUMNS], squares[COLUMNS], buffer[COLUMNS];
+    const real   *first = load(data, t->dtype, row * t->c + t->col, t->width, buffer);
+    for (int64_t j = 0; j < units; j++)
+        unit_center[j] = first[j * t->unit];
+    for (int sweep = 0; sweep < 2; sweep++) {
+        for (int64_t j = 0; j < t->width; j++)
+            center[j] = unit_center[j / t->unit];
+        repeat(center, t);
+        columns_squares(t, data, row, n, center, sum, squares);
+        for (int64_t j = 0; sweep == 0 && j < units; j++)
+            unit_center[j] += sum[j] / (real)count;
     }
+    for (int64_t j = 0; j < units; j++)
+        column_set(out, j,
+                   moments_in_range(squares[j]) ? moments_about(unit_center[j], sum[j], squares[j], 0, count)
+                                                : unit_moments_scaled(t, data, row, n, j, unit_center[j]));
 }
 
 static void columns_moments(const struct columns_tile *t, const void *data, int64_t row, int64_t n, struct columns *out)
@@ -193,12 +235,12 @@ static void columns_moments(const struct columns_tile *t, const void *data, int6
     const int64_t  left = tree_split(n, leaf_rows(t->c));
     columns_moments(t, data, row, left, out);
     columns_moments(t, data, row + left, n - left, &right);
-    columns_merge(out, left, &right, n - left, t->width);
+    columns_merge(out, left * t->unit, &right, (n - left) * t->unit, t->width / t->unit);
 }
 
 /* Records of consecutive items, `stride` apart: all of item_rows rows but the last, of rows in total. */
-static void columns_tree(const struct columns *item, int64_t stride, int64_t item_rows, int64_t rows, int64_t width,
-                         struct columns *out)
+static void columns_tree(const struct columns_tile *t, const struct columns *item, int64_t stride, int64_t item_rows,
+                         int64_t rows, struct columns *out)
 {
     if (rows <= item_rows) {
         *out = *item;
@@ -206,9 +248,9 @@ static void columns_tree(const struct columns *item, int64_t stride, int64_t ite
     }
     struct columns right;
     const int64_t  left = tree_split(rows, item_rows);
-    columns_tree(item, stride, item_rows, left, width, out);
-    columns_tree(item + left / item_rows * stride, stride, item_rows, rows - left, width, &right);
-    columns_merge(out, left, &right, rows - left, width);
+    columns_tree(t, item, stride, item_rows, left, out);
+    columns_tree(t, item + left / item_rows * stride, stride, item_rows, rows - left, &right);
+    columns_merge(out, left * t->unit, &right, (rows - left) * t->unit, t->width / t->unit);
 }
 
 static void channels_last_reduce(const void *arg, int64_t sample, int64_t item)
@@ -227,26 +269,24 @@ static void channels_last_reduce(const void *arg, int64_t sample, int64_t item)
 static void channels_last_combine(const void *arg, int64_t sample)
 {
     const struct channelnorm_forward_run *r = arg;
-    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), c = r->g.s.c, tiles = last_tiles(&r->g);
-    const int64_t channels = r->g.group_channels;
-    for (int64_t tile = 0; tile < tiles; tile++) {
+    const int64_t rows = last_rows(&r->g), tiles = last_tiles(&r->g), parts = tiles_of_group(&r->g);
+    const int64_t channels = r->g.group_channels, sets = r->g.s.c / channels, first_set = sample * sets;
+    for (int64_t set = first_set; r->p->known && set < first_set + sets; set++)
+        known_set(r, set);
+    for (int64_t tile = 0; !r->p->known && tile < tiles; tile++) {
         const struct columns_tile t = columns_tile_of(&r->g, tile);
         struct columns            all = {0};
-        if (rows && !r->p->known)
-            columns_tree((struct columns *)r->part + sample * r->items * tiles + tile, tiles, item_rows, rows, t.width,
-                         &all);
-        for (int64_t j = 0; j < t.width; j++) {
-            const int64_t column = sample * c + t.col + j;
-            if (r->p->known)
-                known_set(r, column);
-            else if (channels == 1)
-                finish_set(r, column, column_get(&all, j));
-            else
-                r->column[column] = column_get(&all, j);
-        }
+        if (rows)
+            columns_tree(&t, (struct columns *)r->part + sample * r->items * tiles + tile, tiles, last_item_rows(&r->g),
+                         rows, &all);
+        for (int64_t j = 0; parts == 1 && j < t.width / t.unit; j++)
+            finish_set(r, first_set + t.col / t.unit + j, column_get(&all, j));
+        if (parts > 1)
+            r->tile[sample * tiles + tile] = column_get(&all, 0);
+        if (parts > 1 && (tile + 1) % parts == 0)
+            finish_set(r, first_set + tile / parts,
+                       moments_tree(r->tile + sample * tiles + tile + 1 - parts, COLUMNS * rows, channels * rows));
     }
-    for (int64_t set = sample * (c / channels); channels > 1 && set < (sample + 1) * (c / channels); set++)
-        finish_set(r, set, rows ? moments_tree(r->column + set * channels, rows, channels * rows) : (struct moments){0});
 }
 
 /* ---- apply ------------------------------------------------------------------------------------------------------ */
@@ -293,7 +333,7 @@ static void channels_last_apply(const void *arg, int64_t sample, int64_t item)
             real         *y = store_target(p->y, t.dtype, at, r->stream, y_buffer);
             SIMD
             for (int64_t i = 0; i < count; i++)
-                y[i] = ((x[i] - mean[i]) - mean_lo[i]) * rstd[i] * gamma[i] + beta[i];
+                y[i] = ((x[i] - mean[i]) - mean_lo[i]) * (rstd[i] * gamma[i]) + beta[i];
             store(p->y, t.dtype, at, y, count, r->stream);
         }
     }
@@ -305,19 +345,17 @@ static void channels_last_apply(const void *arg, int64_t sample, int64_t item)
 static void channels_last_forward_plan(struct channelnorm_forward_run *r, struct cpu_arena *arena)
 {
     const int64_t samples = last_samples(&r->g);
-    r->items = r->g.s.c ? ceil_div(last_rows(&r->g), last_item_rows(&r->g)) : 0;
+    r->items = ceil_div(last_rows(&r->g), last_item_rows(&r->g));
     if (r->p->known)
         return;
     r->part = cpu_take(arena, samples * r->items * last_tiles(&r->g), sizeof(struct columns));
-    if (r->g.group_channels > 1)
-        r->column = cpu_take(arena, samples * r->g.s.c, sizeof(struct moments));
+    if (tiles_of_group(&r->g) > 1)
+        r->tile = cpu_take(arena, samples * last_tiles(&r->g), sizeof(struct moments));
 }
 
 static void channels_last_forward(struct channelnorm_forward_run *r, const struct cpu_run *run)
 {
     const int64_t samples = last_samples(&r->g), row_bytes = r->g.s.c * (int64_t)sizeof(real);
-    if (row_bytes == 0)
-        return;
     cpu_run_stages(run, &(struct cpu_stages){.sets = samples,
                                              .items = r->items,
                                              .item_bytes = row_bytes * min64(last_item_rows(&r->g), last_rows(&r->g)),

@@ -94,17 +94,24 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
         const struct columns_tile t = columns_tile_of(&r->g, tile);
         struct columns_stats      s;
         spread_stats(r, &t, sample, &s);
-        spread(&r->g, &t, sample, r->k1, k1);
-        spread(&r->g, &t, sample, r->k2, k2);
+        spread(&r->g, &t, sample, r->summed ? r->k1 : NULL, k1);
+        spread(&r->g, &t, sample, r->summed ? r->k2 : NULL, k2);
         spread_parameter(&p->shape, &t, p->gamma, 1, gamma);
         for (int64_t row = 0; row < n; row += t.fold) {
             const int64_t at = (sample * rows + first + row) * t.c + t.col, count = min64(t.fold, n - row) * t.width;
-            const real   *x = load(p->x, t.dtype, at, count, x_buffer), *dy = load(p->dy, t.dtype, at, count, dy_buffer);
+            const real   *dy = load(p->dy, t.dtype, at, count, dy_buffer);
+            const real   *x = p->frozen ? NULL : load(p->x, t.dtype, at, count, x_buffer);
             real         *dx = store_target(p->dx, t.dtype, at, r->stream, dx_buffer);
-            SIMD
-            for (int64_t i = 0; i < count; i++) {
-                const real xhat = ((x[i] - s.mean[i]) - s.mean_lo[i]) * s.rstd[i];
-                dx[i] = s.rstd[i] * ((gamma[i] * dy[i] - k1[i]) - xhat * k2[i]);
+            if (p->frozen) {
+                SIMD
+                for (int64_t i = 0; i < count; i++)
+                    dx[i] = s.rstd[i] * (gamma[i] * dy[i]);
+            } else {
+                SIMD
+                for (int64_t i = 0; i < count; i++) {
+                    const real xhat = ((x[i] - s.mean[i]) - s.mean_lo[i]) * s.rstd[i];
+                    dx[i] = s.rstd[i] * ((gamma[i] * dy[i] - k1[i]) - xhat * k2[i]);
+                }
             }
             store(p->dx, t.dtype, at, dx, count, r->stream);
         }
@@ -114,7 +121,7 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
 
 static void channels_last_backward_plan(struct channelnorm_backward_run *r, struct cpu_arena *arena)
 {
-    r->items = r->g.s.c ? ceil_div(last_rows(&r->g), last_item_rows(&r->g)) : 0;
+    r->items = ceil_div(last_rows(&r->g), last_item_rows(&r->g));
     r->part = cpu_take(arena, last_samples(&r->g) * r->items * 2 * r->g.s.c, sizeof(real));
 }
 
@@ -124,8 +131,8 @@ static void channels_last_backward(struct channelnorm_backward_run *r, const str
     cpu_run_stages(run, &(struct cpu_stages){.sets = samples,
                                              .items = r->items,
                                              .item_bytes = row_bytes * min64(last_item_rows(&r->g), last_rows(&r->g)),
-                                             .reduce = channels_last_backward_reduce,
-                                             .combine = channels_last_backward_combine,
+                                             .reduce = r->summed ? channels_last_backward_reduce : NULL,
+                                             .combine = r->summed ? channels_last_backward_combine : NULL,
                                              .apply = r->p->dx ? channels_last_backward_apply : NULL,
                                              .arg = r,
                                              .fused = samples > 1 && row_bytes * last_rows(&r->g) <= CPU_FUSED_BYTES});

@@ -232,7 +232,9 @@ static const struct cpu_kernels *sizes_for(wf_dtype x_dtype)
         const struct cpu_kernels *kernels = pick(call);                                                                \
         if (kernels && !call_workspace(call, kernels->problem##_workspace(p), &workspace) && !call->dry_run) {         \
             struct cpu_run run = start(call, workspace);                                                               \
+            const uint64_t caller = wf_fpmode_enter();                                                                 \
             kernels->problem(p, &run);                                                                                 \
+            wf_fpmode_leave(caller);                                                                                   \
         }                                                                                                              \
         return call->status;                                                                                           \
     }

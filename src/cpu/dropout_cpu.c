@@ -144,14 +144,14 @@ static void dropout(const struct dropout *p, const struct cpu_run *run)
                             .stream = run->stream};
     const int64_t units = p->n * p->c, total = units * p->hw;
     const int64_t tile_grain = CPU_GRAIN_BYTES / (TILE * (int64_t)sizeof(real));
-    if (total == 0)
-        return;
     if (!p->features || p->hw == 1) {
         cpu_parallel(run, ceil_div(total, TILE), tile_grain, drop_elements, &r);
         return;
     }
     if (p->mask)
         cpu_parallel(run, ceil_div(units, TILE), tile_grain, mask_units, &r);
+    if (total == 0)
+        return;
     if (p->layout == WF_NCHW)
         cpu_parallel(run, units, CPU_GRAIN_BYTES / (p->hw * (int64_t)sizeof(real)), drop_lines, &r);
     else

@@ -1,6 +1,6 @@
 /* LayerNorm, and without the centring RMSNorm, on the CPU.
  *
- *     y = ((x - mean) - mean_lo) * rstd * gamma + beta
+ *     y = ((x - mean) - mean_lo) * (rstd * gamma) + beta
  *     dx = rstd * (g - avg(g) - xhat * avg(g * xhat)),  g = gamma * dy,  dgamma = sum dy * xhat,  dbeta = sum dy
  *
  * Rows up to half of L2 are read from memory once. Longer ones are cut into segments that any thread may take, first for the
@@ -69,7 +69,7 @@ static void normalize_row(const struct layernorm_forward_run *r, int64_t row, in
         real         *y = store_target(p->y, p->x_dtype, y_at, r->stream, y_buffer);
         SIMD
         for (int64_t i = 0; i < n; i++)
-            y[i] = ((x[i] - s.mean) - s.mean_lo) * s.rstd * gamma[i] + beta[i];
+            y[i] = ((x[i] - s.mean) - s.mean_lo) * (s.rstd * gamma[i]) + beta[i];
         store(p->y, p->x_dtype, y_at, y, n, r->stream);
     }
 }

@@ -243,6 +243,16 @@ static inline void fill(real *to, int64_t n, real value)
         to[i] = value;
 }
 
+/* n <= TILE values of an optional parameter. */
+static inline const real *load_parameter(const void *data, wf_dtype dtype, int64_t index, int64_t n, real fallback,
+                                         real *buffer)
+{
+    if (data)
+        return load(data, dtype, index, n, buffer);
+    fill(buffer, n, fallback);
+    return buffer;
+}
+
 /* One value of an optional parameter or statistic. */
 static inline real load_one(const void *data, wf_dtype dtype, int64_t index, real fallback)
 {
@@ -359,10 +369,8 @@ __attribute__((noinline, cold)) static void tile_squares_scaled(const real *x, i
     real largest = 0, scaled[TILE];
     for (int64_t i = 0; i < n; i++) {
         const real d = x[i] - center, size = d < 0 ? -d : d;
-        if (!isfinite(d)) {
-            *squares = (real)NAN;
-            return;
-        }
+        if (!isfinite(d))
+            return; /* the plain sum says so already */
         largest = size > largest ? size : largest;
     }
     if (largest == 0)
