@@ -34,7 +34,7 @@ endif
 
 KIND_FLAGS := $(if $(KIND),-g -fno-omit-frame-pointer) $(if $(call on,ASAN),-fsanitize=address) \
               $(if $(call on,UBSAN),-fsanitize=undefined -fno-sanitize-recover=all) \
-              $(if $(call on,TSAN),-fsanitize=thread) $(if $(call on,COVERAGE),--coverage -fprofile-abs-path) \
+              $(if $(call on,TSAN),-fsanitize=thread) $(if $(call on,COVERAGE),--coverage -fprofile-abs-path -fprofile-update=atomic) \
               $(if $(call on,FUZZ),-fsanitize=address$(comma)undefined -fno-sanitize-recover=all)
 # clang may decline to vectorise a loop that asks for it, under sanitizers above all: slower, not wrong.
 WARNINGS   := -Wall -Wextra -Werror $(if $(findstring clang,$(CC)),-Wno-pass-failed)
