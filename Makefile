@@ -219,9 +219,10 @@ $(O)/examples/%.o: examples/%.c $(O)/flags
 # ---- quality ----
 
 coverage:  ## lines of src/ that the tests run (gcovr; text and build/coverage/index.html)
+	@[ ! -d $(BUILD)/coverage ] || find $(BUILD)/coverage -name '*.gcda' -delete
 	@$(MAKE) --no-print-directory COVERAGE=1 check
 	@gcovr -r . --object-directory $(BUILD)/coverage --filter src/ --exclude-unreachable-branches \
-	    --html-details $(BUILD)/coverage/index.html --print-summary
+	    --txt --html-details $(BUILD)/coverage/index.html
 
 mutate:  ## 100 small mistakes in src/, one at a time: does a test notice? (hours; writes tests/mutation.md)
 	@python3 tests/tools/mutate.py --work $(BUILD)/mutate $(ARGS)
