@@ -2,7 +2,7 @@
 #include "common/philox.h"
 #include "tile.h"
 
-enum { PHILOX_WORDS = 4 };
+enum { PHILOX_WORDS = 4, ROOM = TILE + 2 * PHILOX_WORDS };
 
 struct dropout_run {
     const struct dropout *p;
@@ -11,27 +11,34 @@ struct dropout_run {
     bool                  stream;
 };
 
-/* keep[i] = ~0 where unit first + i is kept, else 0, for n <= TILE units; keep has room for TILE + 2 * PHILOX_WORDS. Returns
- * where unit `first` is. */
+/* keep[i] = ~0 where unit first + i is kept, else 0, for n <= TILE units; keep has room for ROOM. Returns where unit `first`
+ * is. Words go through an array for each place in a block, because no compiler vectorises the store of a whole block. */
 static const uint32_t *decide(const struct dropout_run *r, int64_t first, int64_t n, uint32_t *keep)
 {
+    uint32_t       plane[PHILOX_WORDS][ROOM / PHILOX_WORDS];
     const int64_t  skip = first % PHILOX_WORDS, blocks = ceil_div(skip + n, PHILOX_WORDS);
-    const uint64_t block = (uint64_t)first / PHILOX_WORDS, threshold = r->p->threshold;
-    SIMD
-    for (int64_t i = 0; i < blocks; i++) {
-        uint32_t word[PHILOX_WORDS];
-        wf_philox4x32(r->seed, r->offset, block + (uint64_t)i, word);
-        for (int k = 0; k < PHILOX_WORDS; k++)
-            keep[i * PHILOX_WORDS + k] = word[k];
-    }
+    const uint64_t seed = r->seed, offset = r->offset, block = (uint64_t)first / PHILOX_WORDS;
+    const uint64_t threshold = r->p->threshold;
     if (threshold == 0) {
         memset(keep, 0, (size_t)blocks * PHILOX_WORDS * sizeof *keep);
         return keep + skip;
     }
+    for (int64_t i = 0; i < blocks; i++) { /* not SIMD, which would make an array of word for each lane */
+        uint32_t word[PHILOX_WORDS];
+        wf_philox4x32(seed, offset, block + (uint64_t)i, word);
+        plane[0][i] = word[0];
+        plane[1][i] = word[1];
+        plane[2][i] = word[2];
+        plane[3][i] = word[3];
+    }
     const uint32_t last = (uint32_t)(threshold - 1); /* word < threshold, in 32 bits */
     SIMD
-    for (int64_t i = 0; i < blocks * PHILOX_WORDS; i++)
-        keep[i] = keep[i] <= last ? ~UINT32_C(0) : 0;
+    for (int64_t i = 0; i < blocks; i++) {
+        keep[PHILOX_WORDS * i + 0] = plane[0][i] <= last ? ~UINT32_C(0) : 0;
+        keep[PHILOX_WORDS * i + 1] = plane[1][i] <= last ? ~UINT32_C(0) : 0;
+        keep[PHILOX_WORDS * i + 2] = plane[2][i] <= last ? ~UINT32_C(0) : 0;
+        keep[PHILOX_WORDS * i + 3] = plane[3][i] <= last ? ~UINT32_C(0) : 0;
+    }
     return keep + skip;
 }
 
@@ -72,7 +79,7 @@ static void drop_elements(void *arg, int64_t begin, int64_t end)
     const struct dropout_run *r = arg;
     const int64_t             total = r->p->n * r->p->c * r->p->hw;
     for (int64_t tile = begin; tile < end; tile++) {
-        uint32_t        room[TILE + 2 * PHILOX_WORDS];
+        uint32_t        room[ROOM];
         const int64_t   at = tile * TILE, n = min64(TILE, total - at);
         const uint32_t *keep = decide(r, at, n, room);
         if (r->p->mask)
@@ -105,7 +112,7 @@ static void drop_rows(void *arg, int64_t begin, int64_t end)
     for (int64_t first = begin; first < end;) {
         const int64_t sample = first / hw, last = min64(end, (sample + 1) * hw);
         for (int64_t col = 0; col < c; col += TILE) {
-            uint32_t        room[TILE + 2 * PHILOX_WORDS];
+            uint32_t        room[ROOM];
             const int64_t   n = min64(TILE, c - col);
             const uint32_t *keep = decide(r, sample * c + col, n, room);
             for (int64_t row = first; row < last; row++)
@@ -121,7 +128,7 @@ static void mask_units(void *arg, int64_t begin, int64_t end)
     const struct dropout_run *r = arg;
     const int64_t             units = r->p->n * r->p->c;
     for (int64_t tile = begin; tile < end; tile++) {
-        uint32_t      room[TILE + 2 * PHILOX_WORDS];
+        uint32_t      room[ROOM];
         const int64_t first = tile * TILE, n = min64(TILE, units - first);
         write_mask(r->p->mask, first, n, decide(r, first, n, room));
     }
