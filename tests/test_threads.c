@@ -1,6 +1,7 @@
 /* Any number of threads may call at once, each with its own buffers and pool; each gets the bits that one thread alone
  * gets. Run under TSan by `make check TSAN=1`, where the threads are these, not OpenMP's. */
 #include <check.h>
+#include <fenv.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,6 +175,44 @@ START_TEST(any_number_of_threads)
 }
 END_TEST
 
+/* Threads of a pool may be in any rounding mode (they inherit it from whoever made them): it changes no bit and is left as
+ * found. */
+static pthread_t caller_thread;
+
+static void check_worker_mode(void *wrong, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin; i < end; i++)
+        if (!pthread_equal(pthread_self(), caller_thread) && fegetround() != FE_UPWARD)
+            __atomic_store_n((int *)wrong, 1, __ATOMIC_RELAXED);
+}
+
+START_TEST(workers_in_another_mode)
+{
+    const Operation *op = &operations[_i];
+    ApiCall c, reference;
+    int wrong = 0;
+    begin(&c, op);
+    begin(&reference, op);
+    reference.where.parallel_for = serial_parallel_for;
+    ck_assert_msg(api_call(&reference) == WF_OK, "%s", wf_error_detail());
+    caller_thread = pthread_self();
+    fesetround(FE_UPWARD);
+    pool *p = pool_new(3, POOL_REVERSED);
+    fesetround(FE_TONEAREST);
+    for (int round = 0; round < 5; round++) { /* which thread gets which piece is chance */
+        restore(&c);
+        c.where.parallel_for = pool_parallel_for;
+        c.where.pool = p;
+        ck_assert_msg(api_call(&c) == WF_OK && same_outputs(&c, &reference), "%s: other bits", op->name);
+        pool_parallel_for(p, 100, check_worker_mode, &wrong);
+    }
+    ck_assert_msg(!wrong, "%s changed the mode of a pool's thread", op->name);
+    pool_free(p);
+    api_end(&c);
+    api_end(&reference);
+}
+END_TEST
+
 Suite *threads_suite(void)
 {
     Suite *s = suite_create("threads");
@@ -182,6 +221,7 @@ Suite *threads_suite(void)
     tcase_add_test(t, many_callers);
     tcase_add_test(t, parallel_for_is_used);
     tcase_add_loop_test(t, any_number_of_threads, 0, OPERATIONS);
+    tcase_add_loop_test(t, workers_in_another_mode, 0, OPERATIONS);
     suite_add_tcase(s, t);
     return s;
 }
