@@ -162,7 +162,7 @@ static void choose_sizes(settings *s, const options *o)
 {
     s->seeds = o->seeds;
     s->threads = o->threads;
-    s->images = o->images ? o->images : o->quick ? 1024 : 20480;
+    s->images = o->images ? o->images : o->quick ? 1024 : 24576;
     s->images -= s->images % 64;
     s->tests = o->quick ? 500 : 2000;
     if (s->tests > s->data->test.count)

@@ -132,7 +132,7 @@ static void write_json(const char *folder, const settings *s, const run_facts *f
         json_field(f, "setup", p->setup);
         json_field(f, "expected", p->expected);
         json_field(f, "criterion", p->criterion);
-        fprintf(f, "\"as_expected\": %s, ", p->as_expected ? "true" : "false");
+        json_field(f, "outcome", outcome_text[p->outcome]);
         json_field(f, "verdict", p->verdict);
         json_field(f, "detail", p->detail);
         fputs("\"grids\": [", f);

@@ -30,9 +30,9 @@ static void write_cell(FILE *o, const panel *p, int column, int row)
 {
     int left = MARGIN + column * (CELL_WIDTH + MARGIN), top = HEAD + row * (CELL_HEIGHT + MARGIN);
     fprintf(o, "<g transform=\"translate(%d %d)\"><rect width=\"%d\" height=\"%d\" rx=\"14\" class=\"card\"/>"
-               "<text class=\"head\" x=\"18\" y=\"31\">%s</text><text class=\"%s\" x=\"%d\" y=\"31\" text-anchor=\"end\">%s"
-               "</text>\n", left, top, CELL_WIDTH, CELL_HEIGHT, p->title, p->as_expected ? "good" : "other",
-            CELL_WIDTH - 18, p->as_expected ? "&#10003; as expected" : "&#8800; not as expected");
+               "<text class=\"head\" x=\"18\" y=\"31\">%s</text><text class=\"%s\" x=\"%d\" y=\"31\" text-anchor=\"end\">%s "
+               "%s</text>\n", left, top, CELL_WIDTH, CELL_HEIGHT, p->title, p->outcome == AS_EXPECTED ? "good" : "other",
+            CELL_WIDTH - 18, outcome_mark[p->outcome], outcome_text[p->outcome]);
     fprintf(o, "<text class=\"tick\" x=\"18\" y=\"51\">%s%s</text><g transform=\"translate(10 62)\">", p->plot[0].title,
             p->plot[0].dashed >= 0 ? " (dashed: training images)" : "");
     plot_draw(o, &p->grid[p->plot[0].grid], &p->plot[0], CELL_WIDTH - 16, PLOT_HEIGHT, true);

@@ -297,7 +297,7 @@ void panel_measure(panel *p, settings *s)
     p->build(p, s);
     snprintf(title, sizeof title, "[%d/%d] %s", p->number, PANELS, p->title);
     workers_run(title, s->threads, p->jobs, run_job, &(measurement){p, s}, &s->counters);
-    p->as_expected = p->judge(p);
+    p->outcome = p->judge(p);
     p->runs = p->jobs;
     p->wall_seconds = seconds() - begun;
     free(p->job);
@@ -356,7 +356,7 @@ void panel_print(const panel *p)
         if (p->plot[i].dashed == TRAIN_ACCURACY)
             print_table(&p->grid[p->plot[i].grid], (metric)p->plot[i].dashed);
     }
-    printf("  %s%s%s %s\n", p->as_expected ? ui_green() : ui_yellow(),
-           p->as_expected ? "As expected:" : "Not as expected:", ui_plain(), p->verdict);
+    printf("  %s[%s]%s %s\n", p->outcome == AS_EXPECTED ? ui_green() : ui_yellow(), outcome_text[p->outcome], ui_plain(),
+           p->verdict);
     printf("  %s%s%s\n\n", ui_dim(), p->detail, ui_plain());
 }

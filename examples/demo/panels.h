@@ -45,20 +45,24 @@ typedef struct settings {
     ui_counters counters;
 } settings;
 
+/* What became of what was expected. */
+typedef enum outcome { NOT_AS_EXPECTED, PARTLY_AS_EXPECTED, AS_EXPECTED } outcome;
+extern const char *const outcome_text[AS_EXPECTED + 1]; /* "as expected" */
+
 typedef struct panel panel;
 struct panel {
     int number;
     const char *key, *title, *question, *expected, *criterion;
     void (*build)(panel *, const settings *);
     void (*run)(panel *, settings *, const job *);
-    bool (*judge)(panel *); /* writes verdict and detail; true: as expected */
+    outcome (*judge)(panel *); /* writes verdict and detail */
     char setup[256];
     int grids, plots;
     grid grid[MAX_GRIDS];
     plot plot[MAX_PLOTS];
     int jobs;
     job *job;
-    bool as_expected;
+    outcome outcome;
     char verdict[200], detail[400]; /* one line; the numbers behind it */
     int64_t runs;
     double wall_seconds;
@@ -83,11 +87,11 @@ typedef struct spread {
 spread grid_spread(const grid *, int series, int x, metric);
 
 /* The judges, in verdicts.c. */
-bool judge_learning_rate(panel *);
-bool judge_batch_size(panel *);
-bool judge_initialisation(panel *);
-bool judge_dropout(panel *);
-bool judge_instancenorm(panel *);
-bool judge_running_statistics(panel *);
+outcome judge_learning_rate(panel *);
+outcome judge_batch_size(panel *);
+outcome judge_initialisation(panel *);
+outcome judge_dropout(panel *);
+outcome judge_instancenorm(panel *);
+outcome judge_running_statistics(panel *);
 
 #endif

@@ -217,6 +217,8 @@ void plot_style(FILE *o)
           "svg text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}\n", o);
 }
 
+const char *const outcome_mark[AS_EXPECTED + 1] = {"&#8800;", "&#8776;", "&#10003;"};
+
 void text_escaped(FILE *o, const char *text)
 {
     for (; *text; text++)

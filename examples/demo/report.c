@@ -71,8 +71,9 @@ static void write_head(FILE *o, const settings *s, const run_facts *facts)
             continue;
         fprintf(o, "<a class=\"card\" href=\"#%s\"><b>%d. %s</b><span>", p->key, p->number, p->title);
         text_escaped(o, p->verdict);
-        fprintf(o, "</span><span class=\"badge %s\">%s</span></a>\n", p->as_expected ? "good" : "other",
-                p->as_expected ? "&#10003; as expected" : "&#8800; not as expected");
+        fputs("</span>", o);
+        fprintf(o, "<span class=\"badge %s\">%s %s</span></a>\n", p->outcome == AS_EXPECTED ? "good" : "other",
+                outcome_mark[p->outcome], outcome_text[p->outcome]);
     }
     fputs("</div>\n", o);
 }
@@ -126,7 +127,7 @@ static void write_panel(FILE *o, const settings *s, const panel *p)
     fprintf(o, "<section id=\"%s\"><p class=\"soft small\" style=\"margin:0\">%d &middot; %s</p><h2>", p->key, p->number,
             p->title);
     text_escaped(o, p->question);
-    fprintf(o, "</h2><p class=\"verdict%s\">", p->as_expected ? "" : " other");
+    fprintf(o, "</h2><p class=\"verdict%s\">", p->outcome == AS_EXPECTED ? "" : " other");
     text_escaped(o, p->verdict);
     fprintf(o, "</p><div class=\"plots%s\">", p->plots == 1 ? " one" : "");
     for (int i = 0; i < p->plots; i++) {

@@ -27,6 +27,7 @@ void overview_write(const char *path, const settings *, const run_facts *);
 void plot_draw(FILE *, const grid *, const plot *, int width, int height, bool names);
 void plot_style(FILE *); /* CSS: the colors and text of plots and pages, light and dark */
 
+extern const char *const outcome_mark[AS_EXPECTED + 1]; /* an HTML entity */
 void text_escaped(FILE *, const char *);
 FILE *file_create(const char *folder, const char *name); /* folder NULL: name is the whole path */
 void file_finish(FILE *, const char *name);              /* closes; dies where anything could not be written */

@@ -19,6 +19,14 @@ static void say(char *text, size_t size, const char *format, ...)
 #define VERDICT(p, ...) say((p)->verdict, sizeof (p)->verdict, __VA_ARGS__)
 #define DETAIL(p, ...) say((p)->detail, sizeof (p)->detail, __VA_ARGS__)
 
+const char *const outcome_text[AS_EXPECTED + 1] = {"not as expected", "partly as expected", "as expected"};
+
+/* Of an expectation with so many parts, so many showed. */
+static outcome all_parts(int shown, int parts)
+{
+    return shown == parts ? AS_EXPECTED : shown ? PARTLY_AS_EXPECTED : NOT_AS_EXPECTED;
+}
+
 static int find_series(const grid *g, norm_kind kind)
 {
     for (int i = 0; i < g->series; i++)
@@ -90,7 +98,7 @@ static difference subtract(const double *a, const double *b, int seeds)
     return d;
 }
 
-bool judge_learning_rate(panel *p)
+outcome judge_learning_rate(panel *p)
 {
     const grid *g = &p->grid[0];
     DETAIL(p, "Largest learning rate that trains: ");
@@ -102,10 +110,10 @@ bool judge_learning_rate(panel *p)
     VERDICT(p, batch > plain ? "BatchNorm trains up to a learning rate of %s, the network without a norm up to %s."
                              : "BatchNorm trains up to a learning rate of %s, no further than without a norm (%s).",
             text_at(g, batch), text_at(g, plain));
-    return batch > plain;
+    return batch > plain ? AS_EXPECTED : NOT_AS_EXPECTED;
 }
 
-bool judge_batch_size(panel *p)
+outcome judge_batch_size(panel *p)
 {
     const grid *g = &p->grid[0];
     bool collapses[NORM_KINDS] = {false};
@@ -121,10 +129,12 @@ bool judge_batch_size(panel *p)
     }
     DETAIL(p, ".");
     VERDICT(p, ".");
-    return collapses[NORM_BATCH] && !collapses[NORM_LAYER] && !collapses[NORM_GROUP];
+    if (!collapses[NORM_BATCH])
+        return NOT_AS_EXPECTED;
+    return collapses[NORM_LAYER] || collapses[NORM_GROUP] ? PARTLY_AS_EXPECTED : AS_EXPECTED;
 }
 
-bool judge_initialisation(panel *p)
+outcome judge_initialisation(panel *p)
 {
     const grid *g = &p->grid[0];
     range plain = training_range(g, find_series(g, NORM_NONE)), batch = training_range(g, find_series(g, NORM_BATCH));
@@ -134,7 +144,7 @@ bool judge_initialisation(panel *p)
     char text[3][40];
     VERDICT(p, "Trains %s times He's scale with BatchNorm, %s with LayerNorm, %s without a norm.",
             range_text(g, batch, text[0]), range_text(g, layer, text[1]), range_text(g, plain, text[2]));
-    return batch.count > plain.count && layer.count > plain.count;
+    return all_parts((batch.count > plain.count) + (layer.count > plain.count), 2);
 }
 
 static int lowest_loss(const grid *g, int series)
@@ -152,7 +162,7 @@ static double gap(const grid *g, int series, int x, int seed)
     return 100 * (g->value[series][x][TRAIN_ACCURACY][seed] - g->value[series][x][TEST_ACCURACY][seed]);
 }
 
-bool judge_dropout(panel *p)
+outcome judge_dropout(panel *p)
 {
     const grid *drop = &p->grid[0], *decay = &p->grid[1];
     bool closes = true, falls = true;
@@ -177,10 +187,10 @@ bool judge_dropout(panel *p)
             after[1], text_at(drop, best[0]), text_at(drop, best[1]));
     DETAIL(p, "Test loss %s; BatchNorm needs %s dropout.", falls ? "falls" : "does not fall in every seed",
            best[1] < best[0] ? "less" : best[1] == best[0] ? "as much" : "more");
-    return closes && falls && best[1] < best[0];
+    return all_parts(closes + falls + (best[1] < best[0]), 3);
 }
 
-bool judge_instancenorm(panel *p)
+outcome judge_instancenorm(panel *p)
 {
     const grid *g = &p->grid[0];
     double lost[MAX_SERIES][MAX_SEEDS], mean[MAX_SERIES];
@@ -196,10 +206,10 @@ bool judge_instancenorm(panel *p)
     difference d = subtract(lost[batch], lost[instance], g->seeds);
     VERDICT(p, "With contrast and brightness changed one by one InstanceNorm loses %.1f points, BatchNorm %.1f.",
             mean[instance], mean[batch]);
-    return d.mean >= 5 && d.always_positive;
+    return d.mean >= 5 && d.always_positive ? AS_EXPECTED : NOT_AS_EXPECTED;
 }
 
-bool judge_running_statistics(panel *p)
+outcome judge_running_statistics(panel *p)
 {
     enum { RUNNING, BATCH, EARLY = 0, END = 1 };
     difference d[2][MAX_X];
@@ -223,5 +233,5 @@ bool judge_running_statistics(panel *p)
             DETAIL(p, "%s%+.1f at %s", x ? ", " : "", d[when][x].mean, text_at(g, x));
     }
     DETAIL(p, ". Worst at the end: %s.", text_at(g, worst));
-    return lags && agrees;
+    return all_parts(lags + agrees, 2);
 }
