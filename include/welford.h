@@ -107,11 +107,14 @@ WF_API const char *wf_variant(const char *operation, wf_backend backend, int i);
  * y = (x - mean) * rstd * gamma + beta,  rstd = 1 / sqrt(var + eps), mean and biased variance over each row. With
  * g = gamma * dy:  dx = rstd * (g - avg(g) - xhat * avg(g * xhat)),  dgamma = sum dy * xhat,  dbeta = sum dy.
  *
- * For every norm here: mean is held as a pair, mean + mean_lo, so that rows far from zero keep their digits; give mean_lo
- * to the backward pass where |mean| / sd is large. var = 0 with eps = 0 gives rstd = 0, so y = beta; statistics of
- * nothing (cols = 0) are 0. NaN and Inf stay in their own row, group or channel. Any buffer of an empty tensor may be
- * NULL. Bars, in units of u = 2^-24 (2^-53 for WF_F64): y within 8 u (|gamma| max(1, |xhat|) + |beta|) and half a unit in
- * the last place of its dtype.
+ * For every norm here: mean is held as a pair, mean + mean_lo, so that rows far from zero keep their digits; give
+ * mean_lo to the backward pass where |mean| / sd is large. var = 0 with eps = 0 gives rstd = 0, so y = beta; statistics
+ * of nothing (cols = 0) are 0. NaN and Inf stay in their own row, group or channel. Any buffer of an empty tensor may be
+ * NULL. Errors, in units of u = 2^-24 (2^-53 for WF_F64), for |x| up to 2^60 and |mean| / sd up to 1e6:
+ *     y    8 u (|gamma| max(1, |xhat|) + |beta|)   and half a unit in the last place of its dtype
+ *     dx   16 u rstd (|g| + avg|g| + |xhat| avg|g xhat|)   and likewise
+ *     mean u |mean| + 4 u sd; mean + mean_lo 4 u sd; rstd 4 u relative
+ * and a few units in the last place where a result is below the normal range of its dtype.
  *
  * Other libraries: cuDNN and ONNX (InvStdDev) save the same rstd; PyTorch's normalized_shape is the trailing dimensions
  * whose product is cols. */
@@ -143,13 +146,13 @@ WF_API wf_status wf_layernorm_forward(const wf_layernorm *what, const wf_layerno
                                       const wf_exec *where);
 WF_API wf_status wf_layernorm_backward(const wf_layernorm *what, const wf_layernorm_backward_args *with,
                                        const wf_exec *where);
-/* Every wf_..._workspace: the bytes that where.workspace must hold for this `what`, whatever buffers are given; slack for
- * alignment included; needs no device; 0 if none is needed or `what` is invalid. */
+/* Every wf_..._workspace: the bytes that where.workspace must hold for this `what`, whatever buffers are given; slack
+ * for alignment included; needs no device; 0 if none is needed or `what` is invalid. */
 WF_API size_t wf_layernorm_forward_workspace(const wf_layernorm *what, wf_backend backend);
 WF_API size_t wf_layernorm_backward_workspace(const wf_layernorm *what, wf_backend backend);
 
 /* ---- RMSNorm -----------------------------------------------------------------------------------------------------
- * y = x * rrms * (weight_offset + gamma),  rrms = 1 / sqrt(mean of x^2 + eps), over each row; gamma NULL: the factor is 1.
+ * y = x * rrms * (weight_offset + gamma),  rrms = 1 / sqrt(mean of x^2 + eps), over each row; gamma NULL: factor 1.
  * With g = (weight_offset + gamma) * dy and xhat = x * rrms:  dx = rrms * (g - xhat * avg(g * xhat)). The product is
  * taken in float and rounded once; LLaMA's reference rounds x * rrms to x's dtype first. */
 typedef struct wf_rmsnorm {
@@ -180,8 +183,8 @@ WF_API size_t wf_rmsnorm_forward_workspace(const wf_rmsnorm *what, wf_backend ba
 WF_API size_t wf_rmsnorm_backward_workspace(const wf_rmsnorm *what, wf_backend backend);
 
 /* ---- GroupNorm ---------------------------------------------------------------------------------------------------
- * As LayerNorm, but over the c / groups channels of each group and hw, gamma and beta per channel. groups = 1 is LayerNorm
- * over [c, hw] with an affine map per channel; groups = c is InstanceNorm. */
+ * As LayerNorm, but over the c / groups channels of each group and hw, gamma and beta per channel. groups = 1 is
+ * LayerNorm over [c, hw] with an affine map per channel; groups = c is InstanceNorm. */
 typedef struct wf_groupnorm {
     size_t    size;
     wf_dtype  x_dtype, w_dtype;  /* as wf_layernorm                                                 */
@@ -261,8 +264,8 @@ WF_API size_t wf_batchnorm_backward_workspace(const wf_batchnorm *what, wf_backe
 /* ---- InstanceNorm ------------------------------------------------------------------------------------------------
  * Per (n, channel), over hw; BatchNorm's fields. PyTorch's affine is off by default: gamma = beta = NULL. Running
  * statistics, if kept, move once per call by the average over n of the instances' own mean and unbiased variance, times
- * hw / (hw - 1), biased with WF_BIASED. hw = 1 is WF_INVALID in training and in a backward pass without WF_FROZEN, unless
- * the tensor is empty. A WF_FROZEN backward takes mean, rstd and mean_lo as [c]. */
+ * hw / (hw - 1), biased with WF_BIASED. hw = 1 is WF_INVALID in training and in a backward pass without WF_FROZEN,
+ * unless the tensor is empty. A WF_FROZEN backward takes mean, rstd and mean_lo as [c]. */
 typedef struct wf_instancenorm {
     size_t    size;
     wf_dtype  x_dtype, w_dtype;

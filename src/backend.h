@@ -1,8 +1,8 @@
-/* The seam between the front doors and the back-ends: one struct per problem, and the table of functions that a back-end
- * is. A front door has checked everything before a back-end sees it; back-ends only assert.
+/* The seam between the front doors and the back-ends: one struct per problem, and the table of functions that a
+ * back-end is. A front door has checked everything before a back-end sees it; back-ends only assert.
  *
- * Statistics (mean, mean_lo, rstd, running) are float, or double where x_dtype is WF_F64. NULL buffers are absent. Every
- * problem begins with its x_dtype. */
+ * Statistics (mean, mean_lo, rstd, running) are float, or double where x_dtype is WF_F64. NULL buffers are absent.
+ * Every problem begins with its x_dtype. */
 #ifndef WELFORD_BACKEND_H
 #define WELFORD_BACKEND_H
 
@@ -73,8 +73,8 @@ struct dropout {
     uint8_t    *mask;
 };
 
-/* problem(p, call): picks a variant (UNSUPPORTED), asks for its workspace (call_workspace), stops there if call->dry_run,
- * then runs or enqueues. problem_workspace(p) looks at the shape only. */
+/* problem(p, call): picks a variant (UNSUPPORTED), asks for its workspace (call_workspace), stops there if
+ * call->dry_run, then runs or enqueues. problem_workspace(p) looks at the shape only. */
 struct backend {
 #define PROBLEM(problem)                                                                                               \
     wf_status (*problem)(const struct problem *p, struct call *call);                                                  \

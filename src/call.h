@@ -1,6 +1,6 @@
 /* What the front doors share: a call is opened, its structs are imported, its sizes and buffers checked one by one, and
- * closed. The first check that fails decides the status and the text; later checks then do nothing, so a front door reads
- * as a list. */
+ * closed. The first check that fails decides the status and the text; later checks then do nothing, so a front door
+ * reads as a list. */
 #ifndef WELFORD_CALL_H
 #define WELFORD_CALL_H
 
@@ -72,8 +72,8 @@ int check_output(struct call *call, const char *name, void *data, struct buffer_
 /* An output of bytes, which may alias nothing. */
 void check_bytes(struct call *call, const char *name, uint8_t *data, int64_t size);
 
-/* Runs f(arg) rounding to nearest with subnormals, whatever the caller's thread has set. The compiler must not see f and the
- * mode together, for it knows no order between them: call it through this pointer only. */
+/* Runs f(arg) rounding to nearest with subnormals, whatever the caller's thread has set. The compiler must not see f
+ * and the mode together, for it knows no order between them: call it through this pointer only. */
 void in_our_fpmode(void (*f)(void *arg), void *arg);
 
 wf_dtype wf_statistics_dtype(wf_dtype x_dtype);

@@ -1,4 +1,4 @@
-/* RMSNorm's front door: LayerNorm without the centring. */
+/* RMSNorm's front door: LayerNorm without the centering. */
 #include "rows.h"
 
 wf_status wf_rmsnorm_forward(const wf_rmsnorm *what, const wf_rmsnorm_forward_args *with, const wf_exec *where)

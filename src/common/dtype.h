@@ -1,9 +1,9 @@
 /* dtype.h - 16-bit floats: bits to float and back.
  *
- * Down rounds to nearest even; subnormals, infinities and the sign of zero are exact both ways; NaN stays NaN. f16 gives
- * the bits of F16C's instructions, NaN included. No table, no libm, no branch: a loop over them vectorises on any ISA.
- * No subnormal float meets an operation it matters to, so flush-to-zero modes change nothing; the rounding mode must be
- * to nearest. */
+ * Down rounds to nearest even; subnormals, infinities and the sign of zero are exact both ways; NaN stays NaN. f16
+ * gives the bits of F16C's instructions, NaN included. No table, no libm, no branch: a loop over them vectorizes on any
+ * ISA. No subnormal float meets an operation it matters to, so flush-to-zero modes change nothing; the rounding mode
+ * must be to nearest. */
 #ifndef WF_COMMON_DTYPE_H
 #define WF_COMMON_DTYPE_H
 

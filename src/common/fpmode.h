@@ -1,5 +1,5 @@
-/* fpmode.h - the floating-point mode of a thread: rounding to nearest and subnormals honored while we compute, the caller's
- * mode again afterwards, so that neither changes the other's bits. */
+/* fpmode.h - the floating-point mode of a thread: rounding to nearest and subnormals honored while we compute, the
+ * caller's mode again afterwards, so that neither changes the other's bits. */
 #ifndef WF_COMMON_FPMODE_H
 #define WF_COMMON_FPMODE_H
 

@@ -1,11 +1,11 @@
-/* moments.h - mean and sum of squared deviations of a set of values, merged by Chan, Golub and LeVeque's formula ("Algorithms
- * for computing the sample variance", 1983).
+/* moments.h - mean and sum of squared deviations of a set of values, merged by Chan, Golub and LeVeque's formula
+ * ("Algorithms for computing the sample variance", 1983).
  *
  * The mean is a pair, mean + mean_lo, rounded so that |mean_lo| is at most half a unit in the last place of mean: rounding
  * the mean to one float is the largest error of a normalization whose input lies far from zero. The sum of squares is
  * m2 * 4^scale: scale is 0 unless the squares would overflow or lose digits below the normal range.
  *
- * real is the arithmetic type. A set is merged with its right neighbour, over a tree that depends on the count alone. */
+ * real is the arithmetic type. A set is merged with its right neighbor, over a tree that depends on the count alone. */
 #ifndef WF_COMMON_MOMENTS_H
 #define WF_COMMON_MOMENTS_H
 
@@ -47,8 +47,8 @@ WF_HD void moments_shift(real a, real a_lo, real delta, real share, real *mean, 
     *mean_lo = (a - (sum - from_lo)) + (lo - from_lo);
 }
 
-/* The merge where nothing is scaled; straight-line code, so that a loop over columns vectorises. *plain: the result holds;
- * else call moments_merge. */
+/* The merge where nothing is scaled; straight-line code, so that a loop over columns vectorizes. *plain: the result
+ * holds; else call moments_merge. */
 WF_HD struct moments moments_merge_plain(struct moments a, struct moments b, real b_share, real weight, bool *plain)
 {
     struct moments m;

@@ -10,7 +10,7 @@
 
 #include "hd.h"
 
-/* The four words of one block. A loop over block vectorises: no branch, and 32 x 32 -> 64 bit products only. */
+/* The four words of one block. A loop over block vectorizes: no branch, and 32 x 32 -> 64 bit products only. */
 WF_HD void wf_philox4x32(uint64_t seed, uint64_t offset, uint64_t block, uint32_t word[4])
 {
     uint32_t c0 = (uint32_t)offset, c1 = (uint32_t)(offset >> 32);

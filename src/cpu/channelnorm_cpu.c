@@ -1,5 +1,5 @@
-/* GroupNorm, InstanceNorm and BatchNorm on the CPU: what both layouts share. channels_first.h and channels_last.h reduce and
- * apply; here a set's partial results become its statistics, or the two averages that its gradient needs.
+/* GroupNorm, InstanceNorm and BatchNorm on the CPU: what both layouts share. channels_first.h and channels_last.h
+ * reduce and apply; here a set's partial results become its statistics, or the two averages that its gradient needs.
  *
  *     y = ((x - mean) - mean_lo) * (rstd * gamma) + beta
  *     dx = rstd * (gamma * dy - k1 - xhat * k2),  k1 = avg(gamma * dy),  k2 = avg(gamma * dy * xhat) over the set
@@ -13,7 +13,7 @@ struct geometry {
     int64_t                  group_channels; /* of a set: 1 across the batch */
 };
 
-/* Where there is one value per channel and sample both layouts are the same memory: if_flat is the better one to say. */
+/* Where there is one value per channel and sample both layouts are the same memory: if_flat is the one to call it. */
 static struct geometry geometry_of(const struct channelnorm_shape *shape, wf_layout if_flat)
 {
     struct geometry g = {.s = *shape};
@@ -67,7 +67,7 @@ static void known_set(const struct channelnorm_forward_run *r, int64_t set)
 #include "channels_first.h"
 #include "channels_last.h"
 
-/* out = (1 - momentum) * in + momentum * (average over samples of a statistic); in where there was nothing to average. */
+/* out = (1 - momentum) * in + momentum * (a statistic's average over samples); in where there was nothing to average. */
 static void move_running(const struct channelnorm_forward_run *r, const real *statistic, const void *in, void *out,
                          int64_t begin, int64_t n)
 {

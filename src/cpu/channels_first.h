@@ -1,5 +1,5 @@
-/* x is [n, c, hw]: forward. A set is `lines` of hw consecutive values, one per channel of a group or per sample. A set that
- * fits in half of L2 is read from memory once, by one thread; larger ones are cut into segments. Included by
+/* x is [n, c, hw]: forward. A set is `lines` of hw consecutive values, one per channel of a group or per sample. A set
+ * that fits in half of L2 is read from memory once, by one thread; larger ones are cut into segments. Included by
  * channelnorm_cpu.c. */
 
 /* The lines of a set; line l begins at element (first + l * step) * hw, and (first + l * step) % c is its channel. */

@@ -1,5 +1,5 @@
-/* x is [n, c, hw]: backward. The sums of a line (one channel of one sample) come first; a set's averages and the parameter
- * gradients are sums of those. Included by channelnorm_cpu.c. */
+/* x is [n, c, hw]: backward. The sums of a line (one channel of one sample) come first; a set's averages and the
+ * parameter gradients are sums of those. Included by channelnorm_cpu.c. */
 
 /* sum[0] = sum dy, sum[1] = sum dy * xhat over n elements from `at`, all of one set. */
 static void line_sums(const struct channelnorm_backward_run *r, int64_t set, int64_t at, int64_t n, real sum[2])

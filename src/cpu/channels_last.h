@@ -1,9 +1,9 @@
-/* x is [n, hw, c]: forward. Columns are reduced over blocks of rows that stay in cache for two sweeps; blocks merge as a tree.
- * Across the batch the whole tensor is one sample of n * hw rows. Included by channelnorm_cpu.c.
+/* x is [n, hw, c]: forward. Columns are reduced over blocks of rows that stay in cache for two sweeps; blocks merge as
+ * a tree. Across the batch the whole tensor is one sample of n * hw rows. Included by channelnorm_cpu.c.
  *
- * Few channels are folded: a "wide row" is `fold` consecutive rows, so that loops are long for any c; a column then has fold
- * partial sums, which are added at the end of a block. So are the columns of a group: a block gives one record for each
- * "unit" of a tile, a group or as much of it as the tile holds. */
+ * Few channels are folded: a "wide row" is `fold` consecutive rows, so that loops are long for any c; a column then has
+ * fold partial sums, which are added at the end of a block. So are the columns of a group: a block gives one record for
+ * each "unit" of a tile, a group or as much of it as the tile holds. */
 
 enum { LEAF_WIDE_ROWS = 64 }; /* of a block: at most 16 additions of SWEPT_ROWS rows in sequence */
 

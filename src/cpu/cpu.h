@@ -1,4 +1,4 @@
-/* Inside the CPU back-end: what cpu.c gives the kernels, and the table of kernels that each ISA and arithmetic type is. */
+/* Inside the CPU back-end: what cpu.c gives the kernels, and the table of kernels for each ISA and arithmetic type. */
 #ifndef WELFORD_CPU_H
 #define WELFORD_CPU_H
 
@@ -22,14 +22,15 @@ extern const struct cpu_kernels wf_kernels_baseline_f32, wf_kernels_baseline_f64
 extern const struct cpu_kernels wf_kernels_avx2_f32, wf_kernels_avx2_f64;
 extern const struct cpu_kernels wf_kernels_avx512_f32, wf_kernels_avx512_f64;
 
-/* body(arg, begin, end) over [0, n) in pieces of `grain`, on the caller's threads or the library's, in our floating-point
- * mode. Which pieces run together changes no bits: a body must not carry anything from one index to the next. */
+/* body(arg, begin, end) over [0, n) in pieces of `grain`, on the caller's threads or the library's, in our
+ * floating-point mode. Which pieces run together changes no bits: a body must not carry anything from one index to the
+ * next. */
 void cpu_parallel(const struct cpu_run *run, int64_t n, int64_t grain, void (*body)(void *, int64_t, int64_t), void *arg);
 
-/* Most reductions: `sets` of values that share a statistic, each cut into `items`. reduce() looks at one item, combine()
- * turns a set's partial results into what apply() needs for each item. fused: a set is small enough to stay in a core's
- * cache between reduce and apply, so one thread does all three; else all sets do one step, then the next. Steps may be
- * NULL. Both orders do the same arithmetic. */
+/* Most reductions: `sets` of values that share a statistic, each cut into `items`. reduce() looks at one item,
+ * combine() turns a set's partial results into what apply() needs for each item. fused: a set is small enough to stay
+ * in a core's cache between reduce and apply, so one thread does all three; else all sets do one step, then the next.
+ * Steps may be NULL. Both orders do the same arithmetic. */
 struct cpu_stages {
     int64_t sets, items;
     int64_t item_bytes;

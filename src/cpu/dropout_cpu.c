@@ -11,8 +11,9 @@ struct dropout_run {
     bool                  stream;
 };
 
-/* keep[i] = ~0 where unit first + i is kept, else 0, for n <= TILE units; keep has room for ROOM. Returns where unit `first`
- * is. Words go through an array for each place in a block, because no compiler vectorises the store of a whole block. */
+/* keep[i] = ~0 where unit first + i is kept, else 0, for n <= TILE units; keep has room for ROOM. Returns where unit
+ * `first` is. Words go through an array for each place in a block, because no compiler vectorizes the store of a whole
+ * block. */
 static const uint32_t *decide(const struct dropout_run *r, int64_t first, int64_t n, uint32_t *keep)
 {
     uint32_t       plane[PHILOX_WORDS][ROOM / PHILOX_WORDS];

@@ -1,5 +1,5 @@
-/* All CPU kernels for one ISA and one arithmetic type. The Makefile compiles this file once for each: WF_KERNELS names the
- * table, WF_REAL is float or double, and the compiler's flags are the ISA. */
+/* All CPU kernels for one ISA and one arithmetic type. The Makefile compiles this file once for each: WF_KERNELS names
+ * the table, WF_REAL is float or double, and the compiler's flags are the ISA. */
 #include "layernorm_cpu.c"
 
 #include "channelnorm_cpu.c"

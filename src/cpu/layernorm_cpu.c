@@ -1,10 +1,10 @@
-/* LayerNorm, and without the centring RMSNorm, on the CPU.
+/* LayerNorm, and without the centering RMSNorm, on the CPU.
  *
  *     y = ((x - mean) - mean_lo) * (rstd * gamma) + beta
  *     dx = rstd * (g - avg(g) - xhat * avg(g * xhat)),  g = gamma * dy,  dgamma = sum dy * xhat,  dbeta = sum dy
  *
- * Rows up to half of L2 are read from memory once. Longer ones are cut into segments that any thread may take, first for the
- * sums, then for the result. */
+ * Rows up to half of L2 are read from memory once. Longer ones are cut into segments that any thread may take, first
+ * for the sums, then for the result. */
 #include "tile.h"
 
 enum {
@@ -184,7 +184,8 @@ static void backward_sums(const struct layernorm_backward_run *r, int64_t row, i
     tile_products(x, dy, gamma, n, given_stats(p, row), sum);
 }
 
-/* Up to SWEPT_ROWS rows at columns [col, col + n), n <= COLUMNS. avg holds the averages of g and of g * xhat of each row. */
+/* Up to SWEPT_ROWS rows at columns [col, col + n), n <= COLUMNS. avg holds the averages of g and of g * xhat of each
+ * row. */
 static void backward_tile(const struct layernorm_backward_run *r, int64_t first, int64_t rows, int64_t col, int64_t n,
                           const real (*avg)[2], real *dgamma, real *dbeta)
 {

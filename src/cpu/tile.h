@@ -1,6 +1,6 @@
-/* Tiles: the layer that CPU kernels are written on. A tile is up to TILE values of the arithmetic type in a core's first-level
- * cache; dtypes exist only in load and store. Elementwise work is plain loops, which the compiler vectorises for each ISA;
- * sums go through 32 virtual lanes, merged as a tree, so that their order is the same on all.
+/* Tiles: the layer that CPU kernels are written on. A tile is up to TILE values of the arithmetic type in a core's
+ * first-level cache; dtypes exist only in load and store. Elementwise work is plain loops, which the compiler
+ * vectorizes for each ISA; sums go through 32 virtual lanes, merged as a tree, so that their order is the same on all.
  *
  * | primitive                      | what it does                                                                      |
  * | load, store                    | a run of any dtype from and to memory; load gives memory itself where it can      |
@@ -98,8 +98,8 @@ static inline real lanes_sum(struct lanes l)
 
 /* ---- trees ------------------------------------------------------------------------------------------------------ */
 
-/* The left part of n > leaf values: the largest leaf * 2^k below n. Cutting at any multiple of leaf * 2^k beforehand leaves
- * the tree, and so the bits, as they are. */
+/* The left part of n > leaf values: the largest leaf * 2^k below n. Cutting at any multiple of leaf * 2^k beforehand
+ * leaves the tree, and so the bits, as they are. */
 static inline int64_t tree_split(int64_t n, int64_t leaf)
 {
     int64_t left = leaf;
@@ -390,8 +390,8 @@ static inline struct moments moments_about(real center, real sum, real squares, 
     return m;
 }
 
-/* Two sweeps. The first mean is rough (its sum, from the first value, is exact only for constant data); the second sweep's
- * sum of deviations corrects it. centered: about the mean; else about 0. */
+/* Two sweeps. The first mean is rough (its sum, from the first value, is exact only for constant data); the second
+ * sweep's sum of deviations corrects it. centered: about the mean; else about 0. */
 static struct moments tile_moments(const real *x, int64_t n, bool centered)
 {
     const real     center = centered ? x[0] + tile_sum(x, n, x[0]) / (real)n : 0;
