@@ -15,29 +15,25 @@
 #include "oracle_dropout.h"
 #include "pool.h"
 
-enum { FLUSH_BITS = 0x8040 }; /* MXCSR: flush to zero, denormals are zero */
+enum { FLUSH = 0x8040, ROUNDING = 0x6000 }; /* MXCSR: flush to zero with denormals are zero; the rounding */
 
-static void enter_fpmode(FpMode mode)
+/* The mode of this thread as one number: fegetround() alone looks at the x87 unit on x86. */
+static unsigned current_mode(void)
+{
+    unsigned mode = (unsigned)fegetround();
+#ifdef __SSE2__
+    mode |= (_mm_getcsr() & (FLUSH | ROUNDING)) << 16;
+#endif
+    return mode;
+}
+
+static void set_mode(FpMode mode)
 {
     static const int rounding[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST};
     fesetround(rounding[mode]);
 #ifdef __SSE2__
-    if (mode == MODE_FLUSH)
-        _mm_setcsr(_mm_getcsr() | FLUSH_BITS);
+    _mm_setcsr((_mm_getcsr() & ~(unsigned)FLUSH) | (mode == MODE_FLUSH ? FLUSH : 0));
 #endif
-}
-
-/* 1 if the call left the mode as it was; back to the default in any case. */
-static int leave_fpmode(FpMode mode)
-{
-    static const int rounding[] = {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO, FE_TONEAREST};
-    int kept = fegetround() == rounding[mode];
-#ifdef __SSE2__
-    kept &= ((_mm_getcsr() & FLUSH_BITS) != 0) == (mode == MODE_FLUSH);
-    _mm_setcsr(_mm_getcsr() & ~(unsigned)FLUSH_BITS);
-#endif
-    fesetround(FE_TONEAREST);
-    return kept;
 }
 
 static uint64_t next_random(uint64_t *state) /* splitmix64 */
@@ -167,10 +163,12 @@ int run_dropout(const Case *c, char *message, size_t message_size)
         backward ? wf_dropout_backward_workspace(&what, c->backend) : wf_dropout_forward_workspace(&what, c->backend);
     where.workspace = guard_alloc(where.workspace_size, 1);
 
-    enter_fpmode(c->fpmode);
+    set_mode(c->fpmode);
+    const unsigned mode = current_mode();
     const wf_status status =
         backward ? wf_dropout_backward(&what, &with, &where) : wf_dropout_forward(&what, &with, &where);
-    const int mode_kept = leave_fpmode(c->fpmode);
+    const int mode_kept = current_mode() == mode;
+    set_mode(MODE_NEAREST);
 
     int bad = 1;
     if (status)
