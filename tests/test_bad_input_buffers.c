@@ -83,6 +83,43 @@ START_TEST(empty_tensors)
 }
 END_TEST
 
+/* What an empty tensor still has: statistics of nothing are 0, gradients 0 (or unchanged with WF_ACCUMULATE), running
+ * statistics are copied. In evaluation rstd is that of the running variance, and not of x. */
+START_TEST(results_of_empty_tensors)
+{
+    static const char *const sizes[] = {"rows", "cols", "n", "c", "hw"};
+    const Operation *op = &operations[_i];
+    for (int s = 0; s < COUNT(sizes); s++)
+        for (int accumulate = 0; accumulate < (op->flags & WF_ACCUMULATE ? 2 : 1); accumulate++) {
+            ApiCall c;
+            if (!api_field(op, sizes[s]))
+                continue;
+            api_begin(&c, op, 0);
+            api_set_integer(&c, sizes[s], 0);
+            api_set_integer(&c, "flags", accumulate ? WF_ACCUMULATE : 0);
+            api_fit(&c);
+            for (EACH_BUFFER(b, op)) /* 3.0039 */
+                if (!b->output && is_running(b))
+                    memset(c.memory[b - op->buffer], 0x40, c.size[b - op->buffer]);
+            api_expect(&c, WF_OK, NULL);
+            for (EACH_BUFFER(b, op)) {
+                const int i = (int)(b - op->buffer);
+                const int of_running = b->extent == EXTENT_CHANNELS && api_buffer(op, "running_mean");
+                for (size_t k = 0; b->output && k < c.size[i] && !of_running; k++) {
+                    int want = 0;
+                    if (is_running(b))
+                        want = 0x40;
+                    else if (b->extent == EXTENT_PARAMETER && accumulate)
+                        want = c.copy[i][k];
+                    if (c.memory[i][k] != want)
+                        ck_abort_msg("%s, %s = 0: byte %zu of %s is 0x%02x", op->name, sizes[s], k, b->name, c.memory[i][k]);
+                }
+            }
+            api_end(&c);
+        }
+}
+END_TEST
+
 /* Every shift off the natural alignment of the buffer's own dtype is refused; a whole element is fine. */
 START_TEST(misaligned)
 {
@@ -285,7 +322,7 @@ END_TEST
 
 Suite *bad_input_buffers_suite(void)
 {
-    const TTest *const tests[] = {absent, any_optional_absent, empty_tensors, misaligned, workspace,
+    const TTest *const tests[] = {absent, any_optional_absent, empty_tensors, results_of_empty_tensors, misaligned, workspace,
                                   shorter_structs, too_short_structs, longer_structs};
     Suite *s = suite_create("bad_input_buffers");
     TCase *t = tcase_create("bad_input_buffers");
