@@ -223,8 +223,8 @@ int main(int argc, char **argv)
     report_write(o.out, &s, &facts);
     if (o.svg)
         overview_write(o.svg, &s, &facts);
-    printf("%.1f s in all (%.1f s of processor time). Report: %s%s/demo.html%s (numbers: demo.csv, demo.json)\n", facts.wall_seconds,
-           facts.processor_seconds, ui_bold(), o.out, ui_plain());
+    printf("%.1f s in all (%.1f s of processor time). Report: %s%s/demo.html%s (numbers: demo.csv, demo.json)\n",
+           facts.wall_seconds, facts.processor_seconds, ui_bold(), o.out, ui_plain());
     fashion_free(&data);
     return facts.checked && !facts.check_ok ? 1 : 0;
 }

@@ -109,9 +109,9 @@ static void write_json(const char *folder, const settings *s, const run_facts *f
     json_field(f, "blas", facts->blas);
     json_field(f, "machine", facts->machine);
     json_field(f, "data", s->data->source);
-    fprintf(f, "\"vendored_subset\": %s, \"seeds\": %d, \"images\": %lld, \"tests\": %lld, \"seconds\": %.1f, \"processor_seconds\": %.1f,\n  ",
-            s->data->vendored ? "true" : "false", s->seeds, (long long)s->images, (long long)s->tests,
-            facts->wall_seconds, facts->processor_seconds);
+    fprintf(f, "\"vendored_subset\": %s, \"seeds\": %d, \"images\": %lld, \"tests\": %lld,\n  ",
+            s->data->vendored ? "true" : "false", s->seeds, (long long)s->images, (long long)s->tests);
+    fprintf(f, "\"seconds\": %.1f, \"processor_seconds\": %.1f,\n  ", facts->wall_seconds, facts->processor_seconds);
     fputs("\"check\": [", f);
     for (int i = 0; facts->checked && i < CHECKS; i++) {
         fputs(i ? ",\n    {" : "\n    {", f);

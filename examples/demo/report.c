@@ -24,7 +24,6 @@ static const char page_style[] =
     "padding-left:14px;border-left:4px solid var(--good)}.verdict.other{border-color:var(--other);color:inherit}\n"
     ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:18px 26px;margin:18px 0}"
     ".plots.one{grid-template-columns:1fr}svg{width:100%;height:auto;display:block}\n"
-    "svg path.k0,svg path.k1,svg path.k2,svg path.k3,svg path.k4,svg path.k5{vector-effect:none}\n"
     "details{margin-top:10px}summary{cursor:pointer;color:var(--soft);font-size:14px}\n"
     ".wide{overflow-x:auto}table{border-collapse:collapse;font-size:13.5px;margin:12px 0;font-variant-numeric:tabular-nums;"
     "width:100%}th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--rule);white-space:nowrap}"
@@ -48,8 +47,8 @@ static void write_head(FILE *o, const settings *s, const run_facts *facts)
     plot_style(o);
     fputs(page_style, o);
     fprintf(o, "</style></head><body><main><h1>What each layer is for</h1><p class=\"lead\">Normalization and dropout at "
-               "work on Fashion-MNIST: %lld small networks trained in %.0f seconds (%.0f of processor time)%s%s by welford %s, every norm and "
-               "dropout through its public calls%s.</p>", (long long)facts->runs, facts->wall_seconds,
+               "work on Fashion-MNIST: %lld small networks trained in %.0f seconds (%.0f of processor time)%s%s by welford "
+               "%s, every norm and dropout through its public calls%s.</p>", (long long)facts->runs, facts->wall_seconds,
             facts->processor_seconds, *facts->machine ? " on " : "", facts->machine, facts->version,
             strcmp(facts->layers, "welford") ? ", but this run used the NAIVE layers instead" : "");
     if (facts->quick)

@@ -212,7 +212,7 @@ outcome judge_instancenorm(panel *p)
 outcome judge_running_statistics(panel *p)
 {
     enum { RUNNING, BATCH, EARLY = 0, END = 1 };
-    difference d[2][MAX_X];
+    difference d[2][MAX_X] = {{{0}}};
     const grid *g = &p->grid[END];
     int usual = 0, worst = 0;
     for (int when = EARLY; when <= END; when++)
