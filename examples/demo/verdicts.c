@@ -193,7 +193,7 @@ outcome judge_dropout(panel *p)
 outcome judge_instancenorm(panel *p)
 {
     const grid *g = &p->grid[0];
-    double lost[MAX_SERIES][MAX_SEEDS], mean[MAX_SERIES];
+    double lost[MAX_SERIES][MAX_SEEDS], mean[MAX_SERIES] = {0};
     int last = g->xs - 1, instance = find_series(g, NORM_INSTANCE), batch = find_series(g, NORM_BATCH);
     DETAIL(p, "Points of accuracy lost from strength 0 to 1: ");
     for (int i = 0; i < g->series; i++) {
