@@ -27,23 +27,26 @@ static void record(const Case *c, Output out, wf_dtype dtype, double worst)
 /* The error in units of the bar; Inf where a NaN or an infinity differs; negative where nothing is promised. */
 static double error_in_bars(const Expected *e, int64_t i, Quad got)
 {
-    const Quad value = e->value[i];
-    const double bar = e->bar[i];
-    if (isinfq(value))
-        return got == value ? 0 : HUGE_VAL;
+    const double value = (double)e->value[i], bar = e->bar[i], have = (double)got;
+    if (isinfq(e->value[i]))
+        return have == value ? 0 : HUGE_VAL;
     if (bar == HUGE_VAL)
         return -1;
-    if (isnanq(value))
-        return finiteq(got) ? HUGE_VAL : 0;
-    if (isnanq(got))
+    if (isnan(value))
+        return isfinite(have) ? HUGE_VAL : 0;
+    if (isnan(have))
         return HUGE_VAL;
-    /* Around the largest value of the dtype both it and Inf may be right. */
-    if (isinfq(got))
-        return isinfq(round_to(e->dtype, fabsq(value) + bar)) && (got > 0) == (value > 0) ? 0 : HUGE_VAL;
-    if (isinfq(round_to(e->dtype, value)))
-        return finiteq(round_to(e->dtype, fabsq(value) - bar)) && (got > 0) == (value > 0) ? 0 : HUGE_VAL;
-    double allowed = bar + (e->rounded ? 0.5 * ulp_at(e->dtype, fabs((double)value) + bar) : 0);
-    double error = (double)fabsq(got - value);
+    const bool overflows = isinfq(round_to(e->dtype, fabs(value) + bar));
+    if (isinf(have) || overflows) { /* around the largest value of the dtype both it and Inf may be right */
+        if ((have > 0) != (value > 0))
+            return HUGE_VAL;
+        if (isinf(have))
+            return overflows ? 0 : HUGE_VAL;
+        if (isinfq(round_to(e->dtype, fabs(value) - bar)))
+            return HUGE_VAL;
+    }
+    const double allowed = bar + (e->rounded ? 0.5 * ulp_at(e->dtype, fabs(value) + bar) : 0);
+    const double error = fabs((double)(got - e->value[i]));
     return error == 0 ? 0 : allowed > 0 ? error / allowed : HUGE_VAL;
 }
 

@@ -45,7 +45,7 @@ Quad round_to(wf_dtype dtype, Quad value)
     /* In double where that holds the value: the same, but much faster. */
     const Quad rounded = v == value ? ldexp(rint(ldexp(v, -q)), q) : scalbnq(rintq(scalbnq(value, -q)), q);
     const double beyond = ldexp(1, formats[dtype].greatest_exponent + 1);
-    return fabsq(rounded) < beyond ? rounded : value < 0 ? -HUGE_VALQ : HUGE_VALQ;
+    return fabsq(rounded) < beyond ? rounded : value < 0 ? -(Quad)HUGE_VAL : (Quad)HUGE_VAL;
 }
 
 /* A value of the format as sign, exponent and fraction bits, straight from the format's definition. */
@@ -80,13 +80,19 @@ static double decode16(wf_dtype dtype, uint32_t bits)
 
 void dtype_store(wf_dtype dtype, void *array, int64_t i, Quad value)
 {
-    double v = (double)round_to(dtype, value);
-    if (dtype == WF_F64)
-        ((double *)array)[i] = v;
-    else if (dtype == WF_F32)
-        ((float *)array)[i] = (float)v;
+    if (dtype == WF_F64) {
+        ((double *)array)[i] = (double)value;
+        return;
+    }
+    const float f = (float)value;
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    if (dtype == WF_F32)
+        ((float *)array)[i] = f;
+    else if (dtype == WF_BF16 && f == value && !(bits & 0xffff)) /* a bf16 already, as most are here: for speed */
+        ((uint16_t *)array)[i] = (uint16_t)(bits >> 16);
     else
-        ((uint16_t *)array)[i] = (uint16_t)encode16(dtype, v);
+        ((uint16_t *)array)[i] = (uint16_t)encode16(dtype, (double)round_to(dtype, value));
 }
 
 double dtype_load(wf_dtype dtype, const void *array, int64_t i)

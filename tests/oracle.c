@@ -61,6 +61,8 @@ static Statistics statistics(const Problem *p, const Quad *x)
     for (int64_t i = 0; i < p->slots && p->per_slot; i++) {
         s.var[i] /= p->per_slot;
         s.rstd[i] = rstd_of(p, s.var[i]);
+        if (!finiteq(s.var[i]) && centered(p)) /* a NaN or an infinity in x: not told apart */
+            s.mean[i] = s.var[i] = s.rstd[i] = nanq("");
     }
     return s;
 }
@@ -126,14 +128,12 @@ static void solve_statistics(const Problem *p, const Statistics *s, const bool *
     }
     for (int64_t i = 0; i < p->slots; i++) {
         double sd = (double)sqrtq(s->var[i]);
-        if (!finiteq(s->mean[i]))
-            s->mean[i] = nanq(""); /* NaN and Inf are not told apart in statistics */
         rstd->value[i] = s->rstd[i];
         rstd->bar[i] = loose[i] ? HUGE_VAL : 4 * u * (double)s->rstd[i];
         if (!mean->value)
             continue;
         mean->value[i] = pair->value[i] = s->mean[i];
-        mean->bar[i] = loose[i] ? HUGE_VAL : fmax(u * fabs((double)s->mean[i]), tiny / 2) + 4 * u * sd;
+        mean->bar[i] = loose[i] ? HUGE_VAL : fmax(u * fabs((double)s->mean[i]), tiny) + 4 * u * sd;
         pair->bar[i] = loose[i] ? HUGE_VAL : 4 * u * sd + (sd > 0 ? tiny : 0);
     }
 }
@@ -143,7 +143,7 @@ static void solve_statistics(const Problem *p, const Statistics *s, const bool *
 static void solve_running(const Problem *p, const Statistics *s, const bool *loose, Expected out[OUTPUT_COUNT])
 {
     const Case *c = p->c;
-    const double u = unit_roundoff(p);
+    const double u = unit_roundoff(p), tiny = least(stat_dtype(c->x)); /* results are rounded to multiples of it */
     const Quad m = c->momentum;
     const int64_t instances = op_norm(c->op) == INSTANCENORM ? c->n : 1;
     const Quad correction = c->flags & WF_BIASED ? 1 : (Quad)p->per_slot / (p->per_slot - 1);
@@ -170,8 +170,8 @@ static void solve_running(const Problem *p, const Statistics *s, const bool *loo
             old_mean = old_var = 0;
         mean->value[i] = (1 - m) * old_mean + m * new_mean;
         var->value[i] = (1 - m) * old_var + m * new_var;
-        mean->bar[i] = 4 * u * ((double)(fabsq(old_mean) + fabsq(new_mean)) + c->momentum * sd);
-        var->bar[i] = 8 * u * (double)(old_var + new_var);
+        mean->bar[i] = 4 * u * ((double)(fabsq(old_mean) + fabsq(new_mean)) + c->momentum * sd) + tiny;
+        var->bar[i] = 8 * u * (double)(old_var + new_var) + tiny;
         if (unknown)
             mean->bar[i] = var->bar[i] = HUGE_VAL;
     }
@@ -187,53 +187,56 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
     const bool flows = !frozen(p); /* through the statistics too */
     Quad *mean_g = zeros(p->slots), *mean_gx = zeros(p->slots), *xhat = zeros(p->count);
     double *abs_g = calloc((size_t)p->slots + 1, sizeof *abs_g), *abs_gx = calloc((size_t)p->slots + 1, sizeof *abs_gx);
+    double *widened = calloc((size_t)p->slots + 1, sizeof *widened); /* what rounding the mean adds to |xhat| */
     Expected *dx = &out[OUT_DX], *dgamma = &out[OUT_DGAMMA], *dbeta = &out[OUT_DBETA];
     *dx = expected(p->count, c->x, true);
     *dgamma = expected(p->params, c->w, true);
     if (centered(p))
         *dbeta = expected(p->params, c->w, true);
 
+    for (int64_t i = 0; i < p->slots && mean_given; i++)
+        widened[i] = u * fabs((double)(s->mean[i] * s->rstd[i]));
     for (int64_t i = 0; i < p->count; i++) {
         const int32_t slot = p->slot[i], param = p->param[i];
-        const Quad mean = mean_given ? mean_given[slot] : s->mean[slot], dy = p->dy[i];
-        const Quad g = dy * gamma_of(p, p->gamma, i);
-        /* What rounding the mean adds to |xhat|. */
-        const double widened = mean_given ? u * fabs((double)(s->mean[slot] * s->rstd[slot])) : 0;
+        const Quad mean = mean_given ? mean_given[slot] : s->mean[slot];
+        const Quad g = p->dy[i] * gamma_of(p, p->gamma, i);
         xhat[i] = (p->x[i] - mean) * s->rstd[slot];
-        const double magnitude = fabs((double)xhat[i]) + widened;
         mean_g[slot] += g;
         mean_gx[slot] += g * xhat[i];
+        dgamma->value[param] += p->dy[i] * xhat[i];
+        const double abs_dy = fabs((double)p->dy[i]), abs_xhat = fabs((double)xhat[i]) + widened[slot];
         abs_g[slot] += fabs((double)g);
-        abs_gx[slot] += fabs((double)g) * magnitude;
-        dgamma->value[param] += dy * xhat[i];
-        dgamma->bar[param] += fabs((double)dy) * (centered(p) ? fmax(1, magnitude) : magnitude);
-        if (loose[slot])
-            dgamma->bar[param] = HUGE_VAL;
+        abs_gx[slot] += fabs((double)g) * abs_xhat;
+        dgamma->bar[param] += loose[slot] ? HUGE_VAL : abs_dy * (centered(p) ? fmax(1, abs_xhat) : abs_xhat);
         if (!centered(p))
             continue;
-        dbeta->value[param] += dy;
-        dbeta->bar[param] += fabs((double)dy);
+        dbeta->value[param] += p->dy[i];
+        dbeta->bar[param] += abs_dy;
+    }
+    for (int64_t i = 0; i < p->slots; i++) {
+        mean_g[i] /= p->per_slot;
+        mean_gx[i] /= p->per_slot;
+        abs_g[i] /= (double)p->per_slot;
+        abs_gx[i] /= (double)p->per_slot;
     }
     for (int64_t i = 0; i < p->count; i++) {
         const int32_t slot = p->slot[i];
-        const Quad g = p->dy[i] * gamma_of(p, p->gamma, i), m = p->per_slot;
-        const double widened = mean_given ? u * fabs((double)(s->mean[slot] * s->rstd[slot])) : 0;
-        const double magnitude = fabs((double)xhat[i]) + widened;
-        Quad sum = g;
-        double scale = fabs((double)g);
+        Quad sum = p->dy[i] * gamma_of(p, p->gamma, i);
+        double scale = fabs((double)sum);
         if (flows && centered(p)) {
-            sum -= mean_g[slot] / m;
-            scale += abs_g[slot] / (double)m;
+            sum -= mean_g[slot];
+            scale += abs_g[slot];
         }
         if (flows) {
-            sum -= xhat[i] * (mean_gx[slot] / m);
-            scale += magnitude * (abs_gx[slot] / (double)m);
+            sum -= xhat[i] * mean_gx[slot];
+            scale += (fabs((double)xhat[i]) + widened[slot]) * abs_gx[slot];
         }
         dx->value[i] = s->rstd[slot] * sum;
         dx->bar[i] = loose[slot] ? HUGE_VAL : 16 * u * (double)s->rstd[slot] * scale;
     }
     for (int64_t i = 0; i < p->params; i++) {
         dgamma->bar[i] *= (8 + log2_m) * u;
+        dgamma->bar[i] += (double)p->per_param * least(stat_dtype(c->x)); /* what underflow may take from each product */
         if (dbeta->value)
             dbeta->bar[i] *= (8 + log2_m) * u;
         if (!(c->flags & WF_ACCUMULATE))
@@ -245,7 +248,7 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
             dbeta->bar[i] += u * fabs((double)dbeta->value[i]);
         }
     }
-    free(mean_g), free(mean_gx), free(xhat), free(abs_g), free(abs_gx);
+    free(mean_g), free(mean_gx), free(xhat), free(abs_g), free(abs_gx), free(widened);
 }
 
 void oracle_solve(const Problem *p, const Quad *mean_given, Expected out[OUTPUT_COUNT])

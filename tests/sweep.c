@@ -21,7 +21,12 @@ static int begin(int i)
 
 bool quick(void) { return getenv("WELFORD_TEST_QUICK") != NULL; }
 
-void check_none(const char *error) { ck_assert_msg(!error, "%s", error); }
+/* Every assertion, if it holds too, costs a message to the parent process: so none is made that holds. */
+void check_none(const char *error)
+{
+    if (error)
+        ck_abort_msg("%s", error);
+}
 
 Case case_of(const char *line)
 {
@@ -93,21 +98,26 @@ static int64_t some_groups(int64_t b)
 
 /* ---- shapes ---- */
 
-/* Every dtype on a small shape, one in turn on a larger one; both layouts. */
+enum { SMALL = 2000, LARGE = 20000 }; /* elements */
+
+/* Every dtype on a small shape, both layouts on one that is not large, one operation on a large one: in turn. */
 static void check_shape(int64_t a, int64_t b, int64_t hw, int64_t groups, int turn)
 {
     const int64_t count = a * b * hw;
+    const int layouts = row_wise(sweep->norm) || count > LARGE ? 1 : 2;
     Case c;
     for (int i = 0; operation(sweep->norm, i, &c); i++)
-        for (int layout = 0; layout < (row_wise(sweep->norm) || count > 30000 ? 1 : 2); layout++)
-            for (int d = 0; d < (count <= 3000 ? DTYPES : 1); d++) {
+        for (int layout = 0; layout < layouts; layout++)
+            for (int d = 0; d < (count <= SMALL ? DTYPES : 1); d++) {
+                if (count > LARGE && i % 2 != turn / 2 % 2)
+                    continue;
                 set_shape(&c, a, b, hw, groups);
                 set_dtypes(&c, d + turn + layout);
                 c.layout = (wf_layout)((layout + turn) % 2);
                 c.seed = (uint64_t)(turn + 1);
                 c.running = turn % 2 ? RUNNING_SEPARATE : RUNNING_NONE;
-                if (c.null == 0 && turn % 5 == 4 && op_is_backward(c.op))
-                    c.null = NULL_MEAN_LO;
+                c.threads = (turn + i) % 3 ? 1 : 0;
+                c.null = turn % 5 == 4 && op_is_backward(c.op) ? NULL_MEAN_LO : 0;
                 if (legal(&c))
                     check_case(&c);
             }
@@ -122,7 +132,7 @@ START_TEST(row_shapes)
     const int at = begin(_i);
     const int64_t cols = col_counts[at];
     for (int r = 0; r < COUNT(row_counts); r++)
-        if (row_counts[r] * cols <= (quick() ? 5000 : 70000))
+        if (row_counts[r] * cols <= (quick() ? 5000 : 66000))
             check_shape(row_counts[r], cols, 1, 1, at + r);
 }
 END_TEST
@@ -137,11 +147,13 @@ START_TEST(channel_shapes)
     const int64_t channels = channel_counts[at / COUNT(hw_counts)], hw = hw_counts[at % COUNT(hw_counts)];
     for (int s = 0; s < COUNT(sample_counts); s++) {
         const int64_t n = sample_counts[s];
-        if (n * channels * hw > (quick() ? 4000 : 110000) && !(n == 1 && !quick() && channels <= 65))
+        if (n * channels * hw > (quick() ? 4000 : 60000) && !(n == 1 && !quick() && channels <= 65))
             continue;
         const int64_t groups[] = { 1, some_groups(channels), channels };
-        for (int g = 0; g < (sweep->norm == GROUPNORM ? 3 : 1); g++)
-            if (groups[g] > 0 && (g == 0 || groups[g] != groups[g - 1]))
+        const int kinds = sweep->norm == GROUPNORM ? 3 : 1;
+        for (int g = 0; g < kinds; g++)
+            if (groups[g] > 0 && (g == 0 || groups[g] != groups[g - 1]) &&
+                (n * channels * hw <= LARGE || g == (at + s) % kinds))
                 check_shape(n, channels, hw, groups[g], at + s + g);
     }
 }
@@ -201,13 +213,13 @@ END_TEST
 START_TEST(data)
 {
     const int at = begin(_i);
-    static const int64_t shapes[][4] = { { 7, 96, 5, 8 }, { 3, 10, 700, 2 }, { 5, 2, 2, 1 } };
-    static const int64_t row_shapes[][2] = { { 9, 96 }, { 4, 3000 }, { 6, 2 } };
+    static const int64_t shapes[][4] = { { 3, 16, 5, 4 }, { 2, 4, 700, 2 }, { 5, 2, 2, 1 } };
+    static const int64_t row_shapes[][2] = { { 9, 96 }, { 2, 2100 }, { 6, 2 } };
     Case c;
     for (int i = 0; operation(sweep->norm, i, &c); i++)
         for (int how = 0; how < 3 * 2 * 2 * 2 * DTYPES; how++) {
             const int shape = how % 3, d = how / 24;
-            if (shape == 1 && quick())
+            if (shape == 1 && (quick() || (how / 3 + d) % 4))
                 continue;
             if (row_wise(sweep->norm))
                 set_shape(&c, row_shapes[shape][0], row_shapes[shape][1], 1, 1);
@@ -219,6 +231,7 @@ START_TEST(data)
             c.layout = row_wise(sweep->norm) ? WF_NCHW : (wf_layout)(how / 6 & 1);
             c.null = how / 12 & 1 ? (op_is_backward(c.op) ? NULL_MEAN_LO : NULL_GAMMA | NULL_BETA) : 0;
             c.running = how & 1 ? RUNNING_SEPARATE : RUNNING_NONE;
+            c.threads = 1;
             if (row_wise(sweep->norm) && how / 6 & 1) {
                 c.x_stride = c.cols + 3;
                 c.dy_stride = c.cols + 1;
@@ -260,11 +273,12 @@ START_TEST(one_value_per_channel)
     Case c;
     for (int i = 0; operation(sweep->norm, i, &c); i++)
         for (int n = 0; n < 3; n++) {
-            float a[16][6] = { { 0 } };
+            static float a[15][8];
+            static char workspace[1 << 16];
             const Buffers b = { a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14] };
             set_shape(&c, n, 3, 1, 1);
-            const wf_exec where = { .size = sizeof where, .workspace = a[15], .workspace_size = run_workspace(&c) };
-            ck_assert_uint_le(where.workspace_size, sizeof a[15]);
+            const wf_exec where = { .size = sizeof where, .workspace = workspace, .workspace_size = run_workspace(&c) };
+            ck_assert_uint_le(where.workspace_size, sizeof workspace);
             const wf_status status = run_call(&c, &b, &where);
             ck_assert_int_eq(status, legal(&c) ? WF_OK : WF_INVALID);
             if (status)
@@ -286,8 +300,8 @@ static Case random_case(uint64_t *state, const Case *base)
 {
     Case c = *base;
     const bool rows = row_wise(sweep->norm), backward = op_is_backward(c.op);
-    int64_t b = random_size(state, 2000), a = random_size(state, 1 + 12000 / b);
-    int64_t hw = rows ? 1 : random_size(state, 1 + 12000 / (a * b));
+    int64_t b = random_size(state, 2000), a = random_size(state, 1 + 6000 / b);
+    int64_t hw = rows ? 1 : random_size(state, 1 + 6000 / (a * b));
     const int64_t groups[] = { 1, some_groups(b), b };
     set_shape(&c, a, b, hw, groups[random_below(state, 3)]);
     set_dtypes(&c, (int)random_below(state, DTYPES));
@@ -300,7 +314,7 @@ static Case random_case(uint64_t *state, const Case *base)
     c.running = (Running)random_below(state, 4);
     c.inplace = (int32_t)random_below(state, 2);
     c.misalign = random_below(state, 3) ? 0 : 1 + (int32_t)random_below(state, 7);
-    c.threads = (int32_t)random_below(state, 4);
+    c.threads = 1 + (int32_t)random_below(state, 3);
     c.pool = random_below(state, 8) ? 0 : 1 + (int32_t)random_below(state, 4);
     c.flags |= (random_below(state, 2) ? WF_ACCUMULATE : 0);
     if (sweep->norm == BATCHNORM || sweep->norm == INSTANCENORM)

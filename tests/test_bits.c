@@ -11,11 +11,11 @@ Suite *bits_suite(void);
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
-/* Shapes for rows and for channels: small, cut unevenly, wide, long, and large enough for every thread. */
-static const int64_t row_shapes[][2] = { { 7, 33 }, { 65, 129 }, { 3, 12345 }, { 300, 257 }, { 40, 4096 }, { 4099, 5 } };
-static const int64_t channel_shapes[][4] = { { 3, 6, 5, 3 }, { 9, 35, 49, 7 }, { 2, 3, 5329, 3 }, { 33, 64, 49, 32 },
-                                             { 4, 320, 196, 32 }, { 1000, 12, 2, 1 } };
-enum { SHAPES = 6 };
+/* Shapes for rows and for channels: small, cut unevenly, wide, enough for every thread, narrow, longer than a cache. */
+static const int64_t row_shapes[][2] = { { 7, 33 }, { 65, 129 }, { 3, 12345 }, { 40, 1024 }, { 4099, 5 }, { 1, 140001 } };
+static const int64_t channel_shapes[][4] = { { 3, 6, 5, 3 }, { 9, 35, 49, 7 }, { 2, 3, 5329, 3 }, { 16, 64, 49, 32 },
+                                             { 500, 12, 2, 1 }, { 1, 2, 70001, 1 } };
+enum { SHAPES = 6, LARGE = 3 /* shapes from here on: the layouts in turn */ };
 
 static bool row_wise(const Case *c) { return op_norm(c->op) <= RMSNORM; }
 
@@ -33,10 +33,10 @@ static void each_operation(int shape, void (*body)(const Case *))
     Case c;
     for (Norm norm = LAYERNORM; norm <= BATCHNORM; norm++)
         for (int i = 0; operation(norm, i, &c); i++)
-            for (int layout = 0; layout < (norm <= RMSNORM ? 1 : 2); layout++) {
+            for (int layout = 0; layout < (norm <= RMSNORM || shape >= LARGE ? 1 : 2); layout++) {
                 set_shape(&c, shape);
                 set_dtypes(&c, shape + (int)norm + 2 * i + layout);
-                c.layout = (wf_layout)layout;
+                c.layout = (wf_layout)((shape + (int)norm + i + layout) % 2);
                 c.seed = 5 + (uint64_t)shape;
                 c.running = norm >= INSTANCENORM ? RUNNING_SEPARATE : RUNNING_NONE;
                 if (legal(&c))
@@ -219,8 +219,9 @@ static void check_exactly(const Case *c, const Raw *raw, int64_t i, Quad value)
 {
     char line[CASE_SIZE];
     const double got = dtype_load(raw->dtype, raw->bytes, i), expected = (double)round_to(raw->dtype, value);
-    ck_assert_msg(got == expected, "element %lld is %.17g, not %.17g\n  --case \"%s\"", (long long)i, got, expected,
-                  case_print(c, line));
+    if (got != expected)
+        ck_abort_msg("element %lld is %.17g, not %.17g\n  --case \"%s\"", (long long)i, got, expected,
+                     case_print(c, line));
 }
 
 /* A constant slot: y is beta, to the bit; mean + mean_lo is the constant. */
@@ -288,7 +289,7 @@ static void check_scaling(const Case *base)
 {
     if (op_is_backward(base->op) || op_is_infer(base->op))
         return;
-    static const int powers[] = { -40, -3, 1, 40 };
+    static const int powers[] = { -40, 1, 40 };
     Case c = *base;
     c.eps = 0;
     c.running = RUNNING_NONE;
