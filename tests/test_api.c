@@ -111,11 +111,10 @@ static int processor_has(const char *variant)
 {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
     if (strcmp(variant, "avx2") == 0)
-        return avx2;
+        return __builtin_cpu_supports("avx2");
     if (strcmp(variant, "avx512") == 0)
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
     return strcmp(variant, "baseline") == 0;

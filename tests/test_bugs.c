@@ -106,12 +106,14 @@ START_TEST(batch_above_65535)
     float *x = floats(rows * cols, 0), *y = floats(rows * cols, 9), *mean = floats(rows, 9), *rstd = floats(rows, 9);
     for (int64_t i = 0; i < rows * cols; i++)
         x[i] = (float)(i / cols % 7) + sign_of(i);
-    layernorm((wf_layernorm){.rows = rows, .cols = cols}, (wf_layernorm_forward_args){.x = x, .y = y, .mean = mean, .rstd = rstd});
+    layernorm((wf_layernorm){.rows = rows, .cols = cols},
+              (wf_layernorm_forward_args){.x = x, .y = y, .mean = mean, .rstd = rstd});
     for (int64_t i = 0; i < rows * cols; i++)
         if (y[i] != sign_of(i) || mean[i / cols] != (float)(i / cols % 7) || rstd[i / cols] != 1)
             ck_abort_msg("layernorm, %lld rows: row %lld", (long long)rows, (long long)(i / cols));
     memset(y, 0, (size_t)(rows * cols) * sizeof *y);
-    groupnorm((wf_groupnorm){.n = rows, .c = 1, .hw = cols, .groups = 1}, (wf_groupnorm_forward_args){.x = x, .y = y, .mean = mean});
+    groupnorm((wf_groupnorm){.n = rows, .c = 1, .hw = cols, .groups = 1},
+              (wf_groupnorm_forward_args){.x = x, .y = y, .mean = mean});
     for (int64_t i = 0; i < rows * cols; i++)
         if (y[i] != sign_of(i) || mean[i / cols] != (float)(i / cols % 7))
             ck_abort_msg("groupnorm, n = %lld: sample %lld", (long long)rows, (long long)(i / cols));
@@ -153,7 +155,8 @@ START_TEST(more_than_256_of_anything)
     for (int layout = WF_NCHW; layout <= WF_NHWC; layout++) {
         for (int64_t i = 0; i < count; i++)
             x[i] = 3 + sign_of(layout == WF_NCHW ? i : i / c);
-        batchnorm((wf_batchnorm){.layout = (wf_layout)layout, .n = n, .c = c, .hw = hw}, (wf_batchnorm_train_args){.x = x, .y = y});
+        batchnorm((wf_batchnorm){.layout = (wf_layout)layout, .n = n, .c = c, .hw = hw},
+                  (wf_batchnorm_train_args){.x = x, .y = y});
         for (int64_t i = 0; i < count; i++)
             if (y[i] != x[i] - 3)
                 ck_abort_msg("batchnorm, layout %d: %lld", layout, (long long)i);
@@ -268,7 +271,8 @@ START_TEST(large_variance)
         float x[COLS], y[COLS], rstd = 0;
         for (int i = 0; i < COLS; i++)
             x[i] = sign_of(i) * spreads[k];
-        layernorm((wf_layernorm){.rows = 1, .cols = COLS, .eps = 1e-5}, (wf_layernorm_forward_args){.x = x, .y = y, .rstd = &rstd});
+        layernorm((wf_layernorm){.rows = 1, .cols = COLS, .eps = 1e-5},
+                  (wf_layernorm_forward_args){.x = x, .y = y, .rstd = &rstd});
         ck_assert_float_eq(rstd, 1 / spreads[k]);
         for (int i = 0; i < COLS; i++)
             ck_assert_msg(y[i] == sign_of(i), "%g: %g", (double)x[i], (double)y[i]);
