@@ -1,6 +1,6 @@
 /* test_onnx.c - the ONNX project's own node tests, from Debian's package libonnx-testdata, for the operators welford
- * has. Every folder is looked at: one whose graph uses one of these operators, or whose name says so, is run or is named
- * below with the reason why not. WELFORD_ONNX_DATA names another data folder, WELFORD_ONNX_CASE one folder to run. */
+ * has. Every folder is looked at: one whose graph uses one of these operators, or whose name says so, is run or is
+ * named below with the reason why not. WELFORD_ONNX_DATA names another data folder, WELFORD_ONNX_CASE one to run. */
 #include "onnx.h"
 
 #include <check.h>

@@ -30,7 +30,8 @@ WHAT = {
     "groupnorm": struct("groupnorm", *CHANNELS, ("groups", LONG), ("eps", REAL)),
     "batchnorm": struct("batchnorm", *MOVING),
     "instancenorm": struct("instancenorm", *MOVING),
-    "dropout": struct("dropout", *fields(INT, "x_dtype kind layout"), ("flags", UINT), *fields(LONG, "n c hw"), ("p", REAL)),
+    "dropout": struct("dropout", *fields(INT, "x_dtype kind layout"), ("flags", UINT), *fields(LONG, "n c hw"),
+                      ("p", REAL)),
 }
 NORM_BACKWARD = "dy x gamma mean rstd mean_lo dx dgamma dbeta".split()
 NORM_FORWARD = "x gamma beta y mean rstd mean_lo".split()
