@@ -380,8 +380,8 @@ bool call_ready(struct call *call)
 {
     if (!call->status && call->buffers)
         check_overlaps(call);
-    const char *wanted = call->status ? NULL : call->exec.variant;
-    if (wanted && !call->quiet) {
+    const char *wanted = call->status || call->quiet ? NULL : call->exec.variant;
+    if (wanted) {
         const char *name;
         for (int i = 0; (name = wf_variant(call->operation, call->exec.backend, i)) && strcmp(name, wanted) != 0;)
             i++;

@@ -122,7 +122,7 @@ static size_t channelnorm_forward_workspace(const struct channelnorm_forward *p)
 
 static void copy_out(void *to, const real *from, int64_t n)
 {
-    if (to)
+    if (to && n)
         memcpy(to, from, (size_t)n * sizeof(real));
 }
 
