@@ -165,6 +165,7 @@ START_TEST(workspace)
 {
     const Operation *op = &operations[_i];
     static const int64_t rows[] = {2, 70, 700};
+    static const size_t shifts[] = {0, 1, 2, 4, 8, 31, 32, 63};
     for (int r = 0; r < COUNT(rows); r++)
         for (int layout = 0; layout < (api_field(op, "layout") ? 2 : 1); layout++) {
             ApiCall c;
@@ -188,9 +189,9 @@ START_TEST(workspace)
                 api_expect(&c, WF_WORKSPACE, "workspace = NULL");
             }
             unsigned char *first[MAX_BUFFERS] = {0};
-            for (size_t shift = 0; shift < 64; shift++) {
-                unsigned char *memory = guard_alloc(size, shift);
-                memset(memory, shift % 2 ? 0xff : 0, size);
+            for (int k = 0; k < COUNT(shifts); k++) {
+                unsigned char *memory = guard_alloc(size, shifts[k]);
+                memset(memory, k % 2 ? 0xff : 0, size);
                 c.where.workspace = memory;
                 for (EACH_BUFFER(b, op)) /* WF_ACCUMULATE is off, but running statistics could be moved in place */
                     memcpy(c.memory[b - op->buffer], c.copy[b - op->buffer], c.size[b - op->buffer]);
