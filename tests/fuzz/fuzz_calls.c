@@ -296,7 +296,7 @@ static void plan_workspace(const Plan *plan, const Call *call, wf_exec *where)
         return;
     where->workspace_size = need;
     if (is_wrong(plan, SMALL_WORKSPACE, &how))
-        where->workspace_size = how % 4 == 0 ? 0 : need - (need > 0 ? how % need : 0);
+        where->workspace_size = how % 4 == 0 ? 0 : need - (need > 0 ? how / 4 % need : 0);
     where->workspace = slot[WORKSPACE_SLOT].end - where->workspace_size;
     if (is_wrong(plan, SMALL_WORKSPACE, &how) && how % 4 == 1)
         where->workspace = NULL;

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { MOST_BYTES = 256, OPERATIONS = 14, SEEDS_EACH = 12 };
+enum { MOST_BYTES = 256, SEEDS_EACH = 24, WAYS = 16 };
 
 static int replay_file(const char *path)
 {
@@ -42,27 +42,41 @@ static int replay(const char *path)
     return count;
 }
 
-/* Every operation, one half of the seeds with nothing wrong. */
+static void write_seed(const char *folder, int number, const uint8_t *data, size_t size)
+{
+    char path[1024];
+    snprintf(path, sizeof path, "%s/seed-%04d", folder, number);
+    FILE *file = fopen(path, "wb");
+    if (file == NULL || fwrite(data, 1, size, file) != size || fclose(file) != 0) {
+        perror(path);
+        exit(1);
+    }
+}
+
+/* Of every operation: calls at random, and each thing that can be wrong with it by itself, in several ways. The places of
+ * the bytes are those of fuzz_plan.c. */
 static int write_seeds(const char *folder)
 {
-    uint32_t state = 1;
+    uint64_t state = 1;
+    int      number = 0;
     mkdir(folder, 0777);
-    for (int i = 0; i < OPERATIONS * SEEDS_EACH; i++) {
-        uint8_t data[32];
-        for (size_t k = 0; k < sizeof data; k++) {
-            state = state * 1664525 + 1013904223;
-            data[k] = (uint8_t)(state >> 24);
+    for (int op = 0; op < operation_count; op++) {
+        for (int i = 0; i < SEEDS_EACH; i++) {
+            uint8_t data[32];
+            for (size_t k = 0; k < sizeof data; k++)
+                data[k] = (uint8_t)random_bits(&state);
+            data[0] = (uint8_t)op;
+            data[2] &= 0x0f; /* nothing wrong */
+            write_seed(folder, number++, data, sizeof data);
         }
-        data[0] = (uint8_t)(i % OPERATIONS);
-        data[2] &= i / OPERATIONS % 2 == 0 ? 0x0f : 0x3f; /* nothing wrong, or up to three things */
-        char path[1024];
-        snprintf(path, sizeof path, "%s/seed-%03d", folder, i);
-        FILE *file = fopen(path, "wb");
-        if (file == NULL || fwrite(data, 1, sizeof data, file) != sizeof data || fclose(file) != 0) {
-            perror(path);
-            return 1;
-        }
+        for (int wrong = 0; wrong < WRONGS; wrong++)
+            for (uint8_t how = 0; how < WAYS; how++) {
+                const bool    two = wrong == OVERLAP; /* takes two more bytes: the other buffer and the distance */
+                const uint8_t data[] = { (uint8_t)op, 0, 0x10, (uint8_t)wrong, how, two ? how / 2 : 0, two ? how * 5 : 4 };
+                write_seed(folder, number++, data, sizeof data);
+            }
     }
+    printf("%d seeds in %s\n", number, folder);
     return 0;
 }
 
