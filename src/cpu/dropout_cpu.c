@@ -95,12 +95,15 @@ static void drop_lines(void *arg, int64_t begin, int64_t end)
 {
     const struct dropout_run *r = arg;
     const int64_t             hw = r->p->hw;
-    for (int64_t line = begin; line < end; line++) {
-        uint32_t   room[1 + 2 * PHILOX_WORDS], keep[TILE];
-        const bool kept = *decide(r, line, 1, room);
-        memset(keep, kept ? 0xff : 0, sizeof keep);
-        for (int64_t done = 0; done < hw; done += TILE)
-            drop_tile(r, line * hw + done, min64(TILE, hw - done), keep);
+    for (int64_t first = begin; first < end; first += TILE) {
+        uint32_t        room[ROOM], keep[TILE];
+        const int64_t   lines = min64(TILE, end - first);
+        const uint32_t *kept = decide(r, first, lines, room);
+        for (int64_t i = 0; i < lines; i++) {
+            memset(keep, kept[i] ? 0xff : 0, (size_t)min64(TILE, hw) * sizeof *keep);
+            for (int64_t done = 0; done < hw; done += TILE)
+                drop_tile(r, (first + i) * hw + done, min64(TILE, hw - done), keep);
+        }
     }
     stream_fence(r->stream);
 }
