@@ -87,6 +87,7 @@ LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
 TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c))
 REPLAY   := $(O)/tests/fuzz/fuzz_replay
 HELPERS  := $(patsubst %.c,$(O)/%.o,$(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c)))
+FINDS    := $(wildcard tests/fuzz/corpus)
 FUZZ_OBJ := $(filter-out $(REPLAY).o,$(patsubst %.c,$(O)/%.o,$(wildcard tests/fuzz/*.c)))
 DEMO_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard examples/demo/*.c))
 EXAMPLES := $(patsubst %.c,$(O)/%,$(wildcard examples/*.c))
@@ -181,12 +182,12 @@ fuzz:  ## libFuzzer: bytes into calls, under sanitizers, against the oracle (FUZ
 
 run-fuzz: $(O)/tests/fuzz/fuzz_calls $(REPLAY)
 	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus
-	@$< -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(or $(ARGS),$(O)/corpus)
+	@$< -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(or $(ARGS),$(O)/corpus $(FINDS))
 
-check-fuzz: $(REPLAY)  ## the fuzzer's first inputs, without libFuzzer; or those named by ARGS
+check-fuzz: $(REPLAY)  ## the fuzzer's first inputs and former finds, without libFuzzer; or those named by ARGS
 	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus
-	@$(REPLAY) $(or $(ARGS),$(O)/corpus) > $(O)/replay.log 2>&1 || { tail -n 20 $(O)/replay.log; exit 1; }
-	@echo "fuzz: $$(ls $(O)/corpus | wc -l) first inputs replayed"
+	@$(REPLAY) $(or $(ARGS),$(O)/corpus $(FINDS)) > $(O)/replay.log 2>&1 || { tail -n 20 $(O)/replay.log; exit 1; }
+	@echo "fuzz: $$(grep -c / $(O)/replay.log) inputs replayed"
 
 # What the tests share, so that the fuzzer takes of it what it needs.
 $(O)/tests/helpers.a: $(HELPERS)
