@@ -181,11 +181,11 @@ fuzz:  ## libFuzzer: bytes into calls, under sanitizers, against the oracle (FUZ
 	@$(MAKE) --no-print-directory FUZZ=1 CC=clang ISAS="$(ISAS)" run-fuzz
 
 run-fuzz: $(O)/tests/fuzz/fuzz_calls $(REPLAY)
-	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus
+	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus > /dev/null
 	@$< -max_total_time=$(or $(FUZZ_TIME),60) -artifact_prefix=$(O)/ $(or $(ARGS),$(O)/corpus $(FINDS))
 
 check-fuzz: $(REPLAY)  ## the fuzzer's first inputs and former finds, without libFuzzer; or those named by ARGS
-	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus
+	@[ -d $(O)/corpus ] || $(REPLAY) --seeds $(O)/corpus > /dev/null
 	@$(REPLAY) $(or $(ARGS),$(O)/corpus $(FINDS)) > $(O)/replay.log 2>&1 || { tail -n 20 $(O)/replay.log; exit 1; }
 	@echo "fuzz: $$(grep -c / $(O)/replay.log) inputs replayed"
 
