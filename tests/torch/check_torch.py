@@ -570,7 +570,7 @@ def check_refusals():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
-    parser.add_argument("--only", help="norms whose name contains this word, and nothing else")
+    parser.add_argument("--only", metavar="WORD", help="layernorm, ..., modules, dropout, refusals: what contains this word")
     options = parser.parse_args()
     load(options.library)
     print(f"PyTorch {torch.__version__}, NumPy {numpy.__version__}; RMSNorm: "
@@ -578,8 +578,8 @@ def main():
     for case in norm_cases():
         if not options.only or options.only in case.norm:
             case.check()
-    if not options.only:
-        for check in (check_modules, check_dropout, check_dropout_statistics, check_refusals):
+    for check in (check_modules, check_dropout, check_dropout_statistics, check_refusals):
+        if not options.only or options.only in check.__name__:
             try:
                 check()
             except RuntimeError as error:
