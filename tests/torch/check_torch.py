@@ -570,7 +570,7 @@ def check_refusals():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
-    parser.add_argument("--only", metavar="WORD", help="layernorm, ..., modules, dropout, refusals: what contains this word")
+    parser.add_argument("--only", metavar="WORD", help="what contains this: layernorm, ..., modules, dropout, refusals")
     options = parser.parse_args()
     load(options.library)
     print(f"PyTorch {torch.__version__}, NumPy {numpy.__version__}; RMSNorm: "
