@@ -119,7 +119,7 @@ static void solve_forward(const Problem *p, const Statistics *s, const bool *loo
 static void solve_statistics(const Problem *p, const Statistics *s, const bool *loose, Expected out[OUTPUT_COUNT])
 {
     const wf_dtype stat = stat_dtype(p->c->x);
-    const double u = unit_roundoff(p), tiny = least(stat); /* mean and mean_lo are rounded to multiples of it */
+    const double u = unit_roundoff(p), tiny = least(stat); /* means, also of parts, are rounded to multiples of it */
     Expected *mean = &out[OUT_MEAN], *pair = &out[OUT_MEAN_PAIR], *rstd = &out[OUT_RSTD];
     *rstd = expected(p->slots, stat, false);
     if (centered(p) && !frozen(p)) {
@@ -133,7 +133,7 @@ static void solve_statistics(const Problem *p, const Statistics *s, const bool *
         if (!mean->value)
             continue;
         mean->value[i] = pair->value[i] = s->mean[i];
-        mean->bar[i] = loose[i] ? HUGE_VAL : fmax(u * fabs((double)s->mean[i]), tiny) + 4 * u * sd;
+        mean->bar[i] = loose[i] ? HUGE_VAL : fmax(u * fabs((double)s->mean[i]), 2 * tiny) + 4 * u * sd;
         pair->bar[i] = loose[i] ? HUGE_VAL : 4 * u * sd + (sd > 0 ? tiny : 0);
     }
 }
