@@ -36,15 +36,11 @@ static double error_in_bars(const Expected *e, int64_t i, Quad got)
         return isfinite(have) ? HUGE_VAL : 0;
     if (isnan(have))
         return HUGE_VAL;
-    const bool overflows = isinfq(round_to(e->dtype, fabs(value) + bar));
-    if (isinf(have) || overflows) { /* around the largest value of the dtype both it and Inf may be right */
-        if ((have > 0) != (value > 0))
-            return HUGE_VAL;
-        if (isinf(have))
-            return overflows ? 0 : HUGE_VAL;
-        if (isinfq(round_to(e->dtype, fabs(value) - bar)))
-            return HUGE_VAL;
-    }
+    /* Around the largest value of the dtype both it and Inf may be right. */
+    if (isinf(have))
+        return (have > 0) == (value > 0) && isinfq(round_to(e->dtype, fabs(value) + bar)) ? 0 : HUGE_VAL;
+    if (fabs(value) > bar && isinfq(round_to(e->dtype, fabs(value) - bar)))
+        return HUGE_VAL;
     const double allowed = bar + (e->rounded ? 0.5 * ulp_at(e->dtype, fabs(value) + bar) : 0);
     const double error = fabs((double)(got - e->value[i]));
     return error == 0 ? 0 : allowed > 0 ? error / allowed : HUGE_VAL;

@@ -337,7 +337,7 @@ START_TEST(chance)
     const int at = begin(_i);
     uint64_t state = 20 + (uint64_t)at;
     Case c;
-    for (int round = 0; round < (quick() ? 4 : 40); round++)
+    for (int round = 0; round < (quick() ? 3 : 30); round++)
         for (int i = 0; operation(sweep->norm, i, &c); i++) {
             Case r = random_case(&state, &c);
             if (legal(&r))

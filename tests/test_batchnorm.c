@@ -7,7 +7,7 @@ static const char *const lines[] = {
     "batchnorm_train x=f32 n=65537 c=3 hw=1",
     "batchnorm_train x=bf16 w=f32 n=131073 c=1 hw=2",
     "batchnorm_backward x=f32 n=65537 c=3 hw=1",
-    "batchnorm_backward x=bf16 w=f32 n=131073 c=1 hw=2 layout=nhwc",
+    "+batchnorm_backward x=bf16 w=f32 n=131073 c=1 hw=2 layout=nhwc",
     "+batchnorm_train x=f32 n=2 c=1 hw=500001",
     "+batchnorm_backward x=f32 n=2 c=1 hw=500001",
     "batchnorm_train x=f32 n=2 c=131073 hw=2",
