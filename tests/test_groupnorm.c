@@ -4,18 +4,18 @@
 Suite *groupnorm_suite(void);
 
 static const char *const lines[] = {
-    "groupnorm_forward x=f32 n=65537 c=3 hw=1 groups=3",
-    "groupnorm_forward x=bf16 w=f32 n=131073 c=1 hw=2 groups=1",
-    "groupnorm_backward x=f32 n=65537 c=3 hw=1 groups=3",
+    "+groupnorm_forward x=f32 n=65537 c=3 hw=1 groups=3",
+    "+groupnorm_forward x=bf16 w=f32 n=131073 c=1 hw=2 groups=1",
+    "+groupnorm_backward x=f32 n=65537 c=3 hw=1 groups=3",
     "+groupnorm_backward x=bf16 w=f32 n=131073 c=1 hw=2 groups=1 layout=nhwc",
     "+groupnorm_forward x=f32 n=2 c=1 hw=500001 groups=1",
     "+groupnorm_backward x=f32 n=2 c=1 hw=500001 groups=1",
-    "groupnorm_forward x=f32 n=2 c=131073 hw=2 groups=43691",
-    "groupnorm_backward x=f32 n=2 c=131073 hw=2 groups=43691 layout=nhwc",
-    "groupnorm_forward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6",
-    "groupnorm_backward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6",
-    "groupnorm_backward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6 null=mean_lo layout=nhwc",
-    "groupnorm_forward x=f32 n=2 c=2 hw=65537 groups=1 data=outlier eps=0 layout=nhwc",
+    "+groupnorm_forward x=f32 n=2 c=131073 hw=2 groups=43691",
+    "+groupnorm_backward x=f32 n=2 c=131073 hw=2 groups=43691 layout=nhwc",
+    "+groupnorm_forward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6",
+    "+groupnorm_backward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6",
+    "+groupnorm_backward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6 null=mean_lo layout=nhwc",
+    "+groupnorm_forward x=f32 n=2 c=2 hw=65537 groups=1 data=outlier eps=0 layout=nhwc",
     NULL,
 };
 
