@@ -134,7 +134,7 @@ static void solve_statistics(const Problem *p, const Statistics *s, const bool *
             continue;
         mean->value[i] = pair->value[i] = s->mean[i];
         mean->bar[i] = loose[i] ? HUGE_VAL : fmax(u * fabs((double)s->mean[i]), 2 * tiny) + 4 * u * sd;
-        pair->bar[i] = loose[i] ? HUGE_VAL : 4 * u * sd + (sd > 0 ? tiny : 0);
+        pair->bar[i] = loose[i] ? HUGE_VAL : 4 * u * sd + (sd > 0 ? 2 * tiny : 0);
     }
 }
 
