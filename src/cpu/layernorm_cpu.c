@@ -312,6 +312,8 @@ static void layernorm_backward(const struct layernorm_backward *p, const struct 
 {
     struct layernorm_backward_run r;
     layernorm_backward_plan(p, run->workspace, &r);
+    if (p->cols == 0)
+        return; /* no gradient has an element */
     r.stream = run->stream;
     fill(r.ones, min64(p->cols, TILE), 1);
     const int64_t segment_bytes = min64(p->cols + 1, SEGMENT) * (int64_t)sizeof(real);
