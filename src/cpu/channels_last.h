@@ -13,11 +13,6 @@ struct columns_tile {
     int64_t  c, col, width, unit, fold;
 };
 
-static int64_t fold_of(int64_t c)
-{
-    return c <= COLUMNS / 2 ? COLUMNS / c : 1;
-}
-
 /* Tiles that one group needs, if it needs several. */
 static int64_t tiles_of_group(const struct geometry *g)
 {
@@ -35,15 +30,6 @@ static int64_t last_tiles(const struct geometry *g)
     return ceil_div(g->s.c / g->group_channels, groups_of_tile(g)) * tiles_of_group(g);
 }
 
-static struct columns_tile columns_tile_of(const struct geometry *g, int64_t tile)
-{
-    const int64_t channels = g->group_channels, parts = tiles_of_group(g);
-    const int64_t part = tile % parts * COLUMNS, col = tile / parts * groups_of_tile(g) * channels + part;
-    const int64_t end = parts > 1 ? channels - part : min64(groups_of_tile(g) * channels, g->s.c - col);
-    const int64_t width = min64(COLUMNS, end);
-    return (struct columns_tile){g->s.x_dtype, g->s.c, col, width, min64(channels, width), fold_of(g->s.c)};
-}
-
 static int64_t last_samples(const struct geometry *g)
 {
     return g->s.across_batch ? 1 : g->s.n;
@@ -54,16 +40,32 @@ static int64_t last_rows(const struct geometry *g)
     return g->s.across_batch ? g->s.n * g->s.hw : g->s.hw;
 }
 
-/* Rows of a block, at most TILE. */
-static int64_t leaf_rows(int64_t c)
+/* No more than a sample has rows: short samples are not to pay for a whole tile. */
+static int64_t fold_of(const struct geometry *g)
 {
-    return LEAF_WIDE_ROWS * min64(fold_of(c), TILE / LEAF_WIDE_ROWS);
+    const int64_t fold = g->s.c <= COLUMNS / 2 ? COLUMNS / g->s.c : 1, rows = last_rows(g);
+    return rows > 0 ? min64(fold, rows) : 1;
+}
+
+static struct columns_tile columns_tile_of(const struct geometry *g, int64_t tile)
+{
+    const int64_t channels = g->group_channels, parts = tiles_of_group(g);
+    const int64_t part = tile % parts * COLUMNS, col = tile / parts * groups_of_tile(g) * channels + part;
+    const int64_t end = parts > 1 ? channels - part : min64(groups_of_tile(g) * channels, g->s.c - col);
+    const int64_t width = min64(COLUMNS, end);
+    return (struct columns_tile){g->s.x_dtype, g->s.c, col, width, min64(channels, width), fold_of(g)};
+}
+
+/* Rows of a block, at most TILE. */
+static int64_t leaf_rows(int64_t fold)
+{
+    return LEAF_WIDE_ROWS * min64(fold, TILE / LEAF_WIDE_ROWS);
 }
 
 /* Rows of an item: blocks, a power of two of them, worth a thread's while. */
 static int64_t last_item_rows(const struct geometry *g)
 {
-    int64_t rows = leaf_rows(g->s.c);
+    int64_t rows = leaf_rows(fold_of(g));
     while (rows * g->s.c * (int64_t)sizeof(real) < CPU_GRAIN_BYTES)
         rows *= 2;
     return rows;
@@ -227,12 +229,12 @@ static void columns_leaf(const struct columns_tile *t, const void *data, int64_t
 
 static void columns_moments(const struct columns_tile *t, const void *data, int64_t row, int64_t n, struct columns *out)
 {
-    if (n <= leaf_rows(t->c)) {
+    if (n <= leaf_rows(t->fold)) {
         columns_leaf(t, data, row, n, out);
         return;
     }
     struct columns right;
-    const int64_t  left = tree_split(n, leaf_rows(t->c));
+    const int64_t  left = tree_split(n, leaf_rows(t->fold));
     columns_moments(t, data, row, left, out);
     columns_moments(t, data, row + left, n - left, &right);
     columns_merge(out, left * t->unit, &right, (n - left) * t->unit, t->width / t->unit);

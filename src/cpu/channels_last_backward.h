@@ -19,9 +19,9 @@ static void columns_products(const struct channelnorm_backward_run *r, const str
                              const struct columns_stats *s, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
 {
     static const real zeros[COLUMNS];
-    if (n > leaf_rows(t->c)) {
+    if (n > leaf_rows(t->fold)) {
         real          right[2][COLUMNS];
-        const int64_t left = tree_split(n, leaf_rows(t->c));
+        const int64_t left = tree_split(n, leaf_rows(t->fold));
         columns_products(r, t, s, row, left, dy_sum, dyx_sum);
         columns_products(r, t, s, row + left, n - left, right[0], right[1]);
         SIMD
