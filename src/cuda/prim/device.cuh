@@ -313,14 +313,8 @@ template <class P> cudaError_t launch(const LaunchCfg &cfg, void (*kernel)(P), c
     cluster.val.clusterDim.x = cfg.cluster;
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
 
-    cudaLaunchConfig_t config = {};
-    config.gridDim = cfg.grid;
-    config.blockDim = cfg.block;
-    config.dynamicSmemBytes = cfg.smem;
-    config.stream = cfg.stream;
-    config.attrs = &cluster;
-    config.numAttrs = cfg.cluster > 1 ? 1 : 0;
-
+    const unsigned attributes = cfg.cluster > 1 ? 1 : 0;
+    const cudaLaunchConfig_t config = {cfg.grid, cfg.block, cfg.smem, cfg.stream, &cluster, attributes};
     void *args[] = {const_cast<P *>(&params)};
     return cudaLaunchKernelExC(&config, entry, args);
 }
