@@ -21,6 +21,12 @@ static int begin(int i)
 
 bool quick(void) { return getenv("WELFORD_TEST_QUICK") != NULL; }
 
+wf_backend tested_backend(void)
+{
+    const char *name = getenv("WELFORD_TEST_BACKEND");
+    return name && !strcmp(name, "cuda") ? WF_CUDA : WF_CPU;
+}
+
 void check_none(const char *error) { ck_assert_msg(!error, "%s", error); }
 
 Case case_of(const char *line)
@@ -35,7 +41,8 @@ Case case_of(const char *line)
 void check_case(const Case *c)
 {
     char line[CASE_SIZE];
-    const Case parsed = case_of(case_print(c, line));
+    Case parsed = case_of(case_print(c, line));
+    parsed.backend = tested_backend();
     check_none(run_case(&parsed, NULL));
 }
 
@@ -350,6 +357,7 @@ START_TEST(rounding)
         c.x = narrow[at].x;
         c.w = narrow[at].w;
         c.layout = row_wise(sweep->norm) ? WF_NCHW : (wf_layout)(at % 2);
+        c.backend = tested_backend();
         Comparison results[OUTPUT_COUNT];
         check_none(run_case(&c, results));
         const Comparison *r = &results[op_is_backward(c.op) ? OUT_DX : OUT_Y];

@@ -148,7 +148,7 @@ template <class T> struct InShared {
     int64_t                     begin;
     int                         n;
 
-    template <class P> WF_DEVICE void load(const P &p, int64_t row)
+    template <class P> WF_DEVICE void load(const P &p, int64_t row) const
     {
         for (int i = threadIdx.x; i * V < n; i += WIDE) {
             const int64_t at = row * p.x_stride + begin + i * V;
@@ -192,10 +192,7 @@ __global__ void __launch_bounds__(WIDE) layernorm_forward__row_in_shared(Forward
         const int64_t left = p.cols - r * p.slice;
         return left < 0 ? int64_t(0) : smallest(left, p.slice);
     };
-    InShared<T> x;
-    x.packed = packed;
-    x.begin = rank * p.slice;
-    x.n = (int)slice_of(rank);
+    const InShared<T> x = {packed, rank * p.slice, (int)slice_of(rank)};
     const auto count_of = [&](int warp) { return part_of(x.n, WIDE * V, warp * 32 * V, 32 * V); };
     for (int64_t row = blockIdx.x / size; row < p.rows; row += gridDim.x / size) {
         x.load(p, row);
