@@ -26,8 +26,10 @@ void block_sync(Site site)
     }
     static thread_local std::vector<Thread *> all;
     all.clear();
-    for (Thread &t : b.threads)
+    for (Thread &t : b.threads) {
+        const Untracked guard;
         all.push_back(&t);
+    }
     races_meet(all.data(), all.size(), b, kBlockToken);
     wake_all(all);
 }
@@ -51,6 +53,7 @@ void cluster_sync(Site site)
         for (Thread &t : b.threads) {
             if (!same_site(t.site, site))
                 fail("divergence", site, "others of the cluster wait at the cluster_sync of line %d", t.site.line);
+            const Untracked guard;
             all.push_back(&t);
         }
         if (meter_on) {
@@ -139,8 +142,10 @@ uint64_t warp(WarpOp op, unsigned mask, uint64_t value, int argument, int width,
     size_t i = 0;
     while (i < w.meetings.size() && w.meetings[i].mask != mask)
         i++;
-    if (i == w.meetings.size())
+    if (i == w.meetings.size()) {
+        const Untracked guard;
         w.meetings.push_back({op, mask, 0});
+    }
     WarpMeeting &meeting = w.meetings[i];
     if (meeting.op != op)
         fail("divergence", site, "other lanes of mask 0x%08x are in another kind of collective", mask);

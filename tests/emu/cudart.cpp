@@ -385,6 +385,15 @@ cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute at
     });
 }
 
+// Loads the kernel, on a real device; nothing is known about it here.
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *function)
+{
+    return call([=] {
+        *attributes = cudaFuncAttributes();
+        return rt.kernels.count(function) ? cudaSuccess : cudaErrorInvalidDeviceFunction;
+    });
+}
+
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *function, void **args)
 {
     return call([=] { return launch(*config, function, args); });

@@ -174,6 +174,7 @@ static std::mutex           free_rooms_mutex;
 
 void SharedMemory::begin(char *room)
 {
+    const Untracked guard;
     own = room == nullptr;
     base = room;
     if (own) {
@@ -194,6 +195,7 @@ void SharedMemory::begin(char *room)
 
 void SharedMemory::end()
 {
+    const Untracked guard;
     asan_poison(base, used);
     if (own) {
         std::lock_guard<std::mutex> lock(free_rooms_mutex);
@@ -211,6 +213,7 @@ void *SharedMemory::get(const void *key, size_t size)
     payload += (size + 15) / 16 * 16;
     if (payload > static_cast<size_t>(emu_device().shared_most))
         fail("shared-memory", {}, "a block uses %zu bytes, and there are %d", payload, emu_device().shared_most);
+    const Untracked guard;
     const size_t offset = (used + kRedZone + 127) / 128 * 128 + 16; // 16 is what is promised, so give no more
     arrays.push_back({key, offset, size});
     used = offset + size;
@@ -319,6 +322,7 @@ void async_copy16(void *s, const void *p, Site site)
     SharedMemory &shared = me.of_block->shared;
     shared.in_flight[static_cast<size_t>(to - shared.base) / 16]++;
     me.site = site;
+    const Untracked guard;
     me.copies.push_back({to, static_cast<const char *>(p), me.group});
 }
 

@@ -98,6 +98,7 @@ const meter_record *Record::finished()
 
 static void visit(const void *p, size_t width, Place::Kind kind, const void *program)
 {
+    const Untracked guard;
     Thread &me = self();
     Warp &w = *me.of_warp;
     if (!w.metered) {
@@ -136,6 +137,7 @@ void meter_global(const void *p, size_t size, Access access, const void *place)
 void meter_shared(const void *p, size_t size, size_t alignment, bool remote, const void *place)
 {
     if (remote) {
+        const Untracked guard;
         std::lock_guard<std::mutex> lock(meter.lock);
         meter.launches.back().sum.remote_bytes += size;
         meter.total.sum.remote_bytes += size;
@@ -194,6 +196,7 @@ void meter_warp_met(Warp &w)
 {
     if (!w.metered)
         return;
+    const Untracked guard;
     std::lock_guard<std::mutex> lock(meter.lock);
     for (Place &place : w.metered->places) {
         for (const Place::Instruction &i : place.instructions) {
@@ -209,6 +212,7 @@ void meter_warp_met(Warp &w)
 
 void meter_meeting(Meeting kind)
 {
+    const Untracked guard;
     std::lock_guard<std::mutex> lock(meter.lock);
     for (meter_record *r : {&meter.launches.back().sum, &meter.total.sum})
         (kind == Meeting::block ? r->block_barriers : kind == Meeting::cluster ? r->cluster_barriers : r->warp_collectives)++;
@@ -216,6 +220,7 @@ void meter_meeting(Meeting kind)
 
 void meter_block_ends(Block &b)
 {
+    const Untracked guard;
     for (Warp &w : b.warps) {
         meter_warp_met(w);
         std::lock_guard<std::mutex> lock(meter.lock);

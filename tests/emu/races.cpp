@@ -131,6 +131,7 @@ void before_atomic(const void *p)
 
 void after_atomic(const void *p)
 {
+    const Untracked guard;
     self().atomics_read.push_back(p);
 }
 

@@ -16,6 +16,10 @@ void  __tsan_acquire(void *address);
 void  __tsan_release(void *address);
 void  __tsan_read_range(void *address, unsigned long size);
 void  __tsan_write_range(void *address, unsigned long size);
+void  AnnotateIgnoreWritesBegin(const char *file, int line);
+void  AnnotateIgnoreWritesEnd(const char *file, int line);
+void  AnnotateIgnoreSyncBegin(const char *file, int line);
+void  AnnotateIgnoreSyncEnd(const char *file, int line);
 }
 #endif
 
@@ -57,5 +61,26 @@ inline void  tsan_release(const void *) {}
 inline void  tsan_read(const void *, size_t) {}
 inline void  tsan_write(void *, size_t) {}
 #endif
+
+// While one lives, what the emulator itself allocates, frees and locks is neither an access nor an order of the CUDA thread
+// that it does so for. No switch of fibers meanwhile.
+struct Untracked {
+#ifdef EMU_TSAN
+    Untracked()
+    {
+        AnnotateIgnoreWritesBegin("", 0);
+        AnnotateIgnoreSyncBegin("", 0);
+    }
+    ~Untracked()
+    {
+        AnnotateIgnoreSyncEnd("", 0);
+        AnnotateIgnoreWritesEnd("", 0);
+    }
+#else
+    Untracked() {}
+#endif
+    Untracked(const Untracked &) = delete;
+    Untracked &operator=(const Untracked &) = delete;
+};
 
 } // namespace emu

@@ -184,6 +184,7 @@ void give_way()
 
 static void begin_block(Block &b, Cluster &c, unsigned rank, uint64_t index)
 {
+    const Untracked guard;
     const Launch &l = current_launch();
     const unsigned size = l.block.x * l.block.y * l.block.z;
     const uint64_t in_grid = index * l.cluster + rank;
@@ -214,8 +215,6 @@ static void begin_block(Block &b, Cluster &c, unsigned rank, uint64_t index)
         t.site = {};
         t.group = 0;
     }
-    races_block_begins(b);
-    b.shared.begin(b.slab);
 }
 
 static void begin_cluster(Cluster &c)
@@ -227,13 +226,19 @@ static void begin_cluster(Cluster &c)
         index = running.clusters - 1 - index;
     else if (!running.permutation.empty())
         index = running.permutation[index];
-    c.blocks.resize(current_launch().cluster);
+    {
+        const Untracked guard;
+        c.blocks.resize(current_launch().cluster);
+    }
     c.busy = true;
     c.live = static_cast<int>(c.blocks.size());
     c.arrived = 0;
     c.epoch = 0;
-    for (unsigned rank = 0; rank < c.blocks.size(); rank++)
+    for (unsigned rank = 0; rank < c.blocks.size(); rank++) {
         begin_block(c.blocks[rank], c, rank, index);
+        races_block_begins(c.blocks[rank]);
+        c.blocks[rank].shared.begin(c.blocks[rank].slab);
+    }
     for (Block &b : c.blocks) {
         const size_t n = b.threads.size();
         for (size_t i = 0; i < n; i++)
