@@ -146,9 +146,8 @@ static int check(const Case *cases, const char *filter, bool verbose, int &count
         count++;
         failures += !right;
         if (verbose || !right)
-            printf("%s: %-40s %-14s%s\n%s", mode, c->name, notice.c_str(),
-                   right ? "" : (std::string(" expected ") + (expected ? expected : "-")).c_str(),
-                   right && !verbose ? "" : ("    " + said.substr(0, said.find('\n')) + "\n").c_str());
+            printf("%s: %-40s %s%s%s\n%s", mode, c->name, notice.c_str(), right ? "" : ", but expected: ",
+                   right ? "" : expected ? expected : "-", said.c_str());
     }
     return failures;
 }
