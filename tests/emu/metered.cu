@@ -63,7 +63,7 @@ __global__ void shared_by_async_copy(Args a)
     dev::cp_async_commit();
     dev::cp_async_wait<0>();
     dev::cluster_sync();
-    dev::store(a.y, threadIdx.x, dev::cluster_map(s, 1 - dev::cluster_rank())[threadIdx.x]);
+    dev::store(a.y, 32 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, dev::cluster_map(s, 1 - dev::cluster_rank())[threadIdx.x]);
     dev::cluster_sync();
 }
 
