@@ -39,7 +39,9 @@ $(foreach mode,plain asan tsan,$(eval $(call emu_mode,$(mode))))
 
 check-emu: $(foreach mode,plain asan tsan,$(EMU)/$(mode)/emu_check)  ## the emulator's own test: planted bugs are reported, correct kernels not
 	@for mode in plain asan tsan; do $(EMU)/$$mode/emu_check $(ARGS) || exit 1; done
-	@! echo '#include "device.cuh"\n__global__ void f(int) { __shared__ float s[1]; s[0] = 1; }' | \
-	    $(EMU_CXX_plain) $(EMU_FLAGS_plain) -x c++ -fsyntax-only - 2> /dev/null || { echo "raw __shared__ compiles"; exit 1; }
+	@for s in '__shared__ float s[8]' 'WF_SHARED(float, s, 8)'; do \
+	    printf '#include "device.cuh"\n__global__ void f(int) { %s; (void)s[0]; }\n' "$$s" | \
+	    $(EMU_CXX_plain) $(EMU_FLAGS_plain) -x c++ -fsyntax-only - 2> /dev/null; echo $$?; \
+	done | tr '\n' ' ' | grep -q '^1 0 $$' || { echo "raw __shared__ compiles, or WF_SHARED does not"; exit 1; }
 
 .PHONY: check-emu
