@@ -66,7 +66,7 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
     const char *wanted = call->exec.variant;
     void       *workspace;
     if (!variants->name)
-        return call_fail(call, WF_UNSUPPORTED, "not in the CUDA back-end yet");
+        return call_fail(call, WF_UNSUPPORTED, "where.backend = WF_CUDA, but the operation is not in the CUDA back-end yet");
     const Variant<Problem> *v = variants;
     while (v->name && !(wanted ? strcmp(v->name, wanted) == 0 : v->takes(p)))
         v++;

@@ -319,9 +319,10 @@ template <class F> void with_params(const Problem &p, F f)
 
 size_t no_workspace(const Problem &) { return 0; }
 
+/* Not rows so short that most threads would be idle. */
 template <int G> bool registers_take(const Problem &p)
 {
-    return row_size(p) <= G * VECTORS * 16;
+    return row_size(p) <= G * VECTORS * 16 && (G <= 32 || row_size(p) > G * 8);
 }
 
 template <int G> void registers_launch(const Problem &p, Run &run)
@@ -345,7 +346,7 @@ int cluster_for(const Problem &p)
 
 template <int MOST> bool shared_take(const Problem &p)
 {
-    return row_size(p) <= (int64_t)SHARED_SIZE_MAX * MOST && (MOST == 1 || cluster_for(p) > 1);
+    return row_size(p) <= (int64_t)SHARED_SIZE_MAX * MOST && (MOST == 1 ? row_size(p) > WIDE * 8 : cluster_for(p) > 1);
 }
 
 template <int MOST> void shared_launch(const Problem &p, Run &run)
