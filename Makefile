@@ -5,7 +5,7 @@ PREFIX  ?= /usr/local
 LIBDIR  ?= $(PREFIX)/lib
 DESTDIR ?=
 OPENMP  ?= 1
-CUDA    ?= 0
+NVCC    ?= nvcc
 CFLAGS  ?=
 PYTHON  ?= /usr/bin/python3
 V       ?= 0
@@ -25,6 +25,13 @@ KIND     := $(strip $(if $(call on,ASAN),asan) $(if $(call on,UBSAN),ubsan) $(if
 empty    :=
 comma    := ,
 O        := $(BUILD)$(if $(KIND),/$(subst $(empty) ,-,$(KIND)))
+
+# CUDA: 1 where nvcc is found; the sanitizers' and the coverage builds are of the host's code.
+ifeq ($(KIND),)
+CUDA ?= $(if $(shell command -v $(NVCC)),1,0)
+else
+override CUDA := 0
+endif
 
 # ---- flags ----
 
@@ -60,8 +67,18 @@ else
 PRIVATE_LIBS := -lm
 endif
 
+# CUDA: code for each of these architectures, PTX of the last. No contraction: the emulator has none, and the bits are its.
+CUDA_ARCHS ?= 90
 ifneq ($(call on,CUDA),)
-$(warning CUDA=1: there is no CUDA back-end yet; building without)
+CUDA_HOME  := $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v $(NVCC))))
+CUDA_LIB   := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/*/lib))
+CUDA_LIBS  := -L$(CUDA_LIB) -lcudart_static -ldl -lrt -lpthread
+NVCC_FLAGS := -std=c++17 -O3 -fmad=false --threads 0 -Werror all-warnings -Xptxas -v -Iinclude -Isrc \
+              $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
+              -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)) \
+              -DWF_CUDA_ARCH_MIN=$(firstword $(CUDA_ARCHS)) $(NDEBUG) \
+              -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
+PRIVATE_LIBS += $(CUDA_LIBS)
 endif
 
 # The kernels: one source, an object per instruction set and arithmetic. None has FMA: contraction would change bits.
@@ -79,8 +96,10 @@ CPU_FLAGS := $(OPENMP_FLAG) $(if $(filter avx2,$(ISAS)),-DWF_HAVE_AVX2) $(if $(f
 # ---- what is built ----
 
 KERNELS  := $(foreach isa,$(ISAS),$(foreach real,f32 f64,$(O)/src/cpu/kernels_$(isa)_$(real).o))
-LIB_SRC  := $(wildcard src/*.c) src/cpu/cpu.c src/cuda/no_cuda.c
-LIB_OBJ  := $(LIB_SRC:%.c=$(O)/%.o) $(KERNELS)
+HOST_SRC := $(wildcard src/*.c) src/cpu/cpu.c $(if $(call on,CUDA),,src/cuda/no_cuda.c)
+HOST_OBJ := $(HOST_SRC:%.c=$(O)/%.o) $(KERNELS)
+CUDA_SRC := $(if $(call on,CUDA),$(wildcard src/cuda/*.cu))
+LIB_OBJ  := $(HOST_OBJ) $(CUDA_SRC:%.cu=$(O)/%.o)
 STATIC   := $(O)/libwelford.a
 SHARED   := $(O)/libwelford.so.$(VERSION)
 LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
@@ -97,7 +116,7 @@ all: $(STATIC) $(SHARED) $(LINKS)  ## the library, static and shared (the defaul
 # ---- the library ----
 
 # Rebuild when a flag or the compiler changes, not only when a file does.
-FLAGS_TEXT = $(CC) $(shell $(CC) -dumpversion 2>/dev/null) $(LIB_FLAGS) $(CPU_FLAGS) $(LINK_FLAGS) $(ISAS)
+FLAGS_TEXT = $(CC) $(shell $(CC) -dumpversion 2>/dev/null) $(LIB_FLAGS) $(CPU_FLAGS) $(LINK_FLAGS) $(ISAS) $(NVCC_FLAGS)
 $(O)/flags: FORCE | setup
 	@mkdir -p $(@D); echo '$(FLAGS_TEXT)' | cmp -s - $@ || echo '$(FLAGS_TEXT)' > $@
 
@@ -112,6 +131,12 @@ $(O)/src/cpu/kernels_$1_$2.o: src/cpu/kernels.c $(O)/flags
 endef
 $(foreach isa,$(ISAS),$(foreach real,f32 f64,$(eval $(call kernel,$(isa),$(real)))))
 
+# A kernel that spills registers to memory is a mistake: the build fails.
+$(O)/src/cuda/%.o: src/cuda/%.cu $(O)/flags
+	@mkdir -p $(@D); echo "  NVCC    $(@:$(O)/%=%)"
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@ > $@.ptxas 2>&1 || { grep -v '^ptxas info' $@.ptxas; exit 1; }
+	@! grep -B 2 -E '[1-9][0-9]* bytes spill' $@.ptxas || { echo "$<: registers spill"; rm -f $@; exit 1; }
+
 $(STATIC): $(LIB_OBJ)
 	@echo "  AR      $(@:$(O)/%=%)"; rm -f $@
 	$(Q)$(AR) rcsD $@ $(LIB_OBJ)
@@ -119,7 +144,7 @@ $(STATIC): $(LIB_OBJ)
 $(SHARED): $(LIB_OBJ) src/welford.map Makefile
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) -shared -Wl,-soname,libwelford.so.$(MAJOR) -Wl,--version-script=src/welford.map \
-	    -Wl,-z,now,-z,relro,--as-needed$(if $(KIND),,$(comma)--no-undefined) $(LINK_FLAGS) $(LIB_OBJ) -o $@ $(OPENMP_FLAG) -lm
+	    -Wl,-z,now,-z,relro,--as-needed$(if $(KIND),,$(comma)--no-undefined) $(LINK_FLAGS) $(LIB_OBJ) -o $@ $(OPENMP_FLAG) $(CUDA_LIBS) -lm
 
 $(O)/libwelford.so.$(MAJOR): $(SHARED)
 	@ln -sf $(notdir $<) $@
@@ -133,8 +158,35 @@ RUN_CHECK = OMP_WAIT_POLICY=passive $(if $(call on,QUICK),WELFORD_TEST_QUICK=1) 
             $(if $(call on,VALGRIND),CK_TIMEOUT_MULTIPLIER=50 valgrind -q --error-exitcode=9) $(O)/tests/check $(SUITES) $(ARGS)
 
 check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-header check-readme check-fuzz check-install)  ## build and run every test (SUITES="layernorm api", QUICK=1 for some)
-	@echo "CUDA: SKIPPED (no CUDA back-end in this build)"
 	@$(RUN_CHECK)
+	$(if $(call on,CUDA),,@echo "CUDA: SKIPPED (no CUDA back-end in this build)"; [ "$(CI)" != true ] || [ -n "$(KIND)" ])
+
+# ---- the CUDA back-end: the same kernels on the emulator, or on a GPU ----
+
+CUDA_SUITES ?= layernorm rmsnorm
+
+ifneq ($(call on,CUDA),)
+include tests/emu/emu.mk
+
+EMU_OBJ := $(CUDA_SRC:%.cu=$(EMU)/plain/%.o)
+$(EMU)/plain/src/cuda/%.o: src/cuda/%.cu
+	@mkdir -p $(@D); echo "  CXX     emu/plain/$<"
+	$(Q)$(EMU_CXX_plain) $(EMU_FLAGS_plain) -Wno-unknown-pragmas $(DEPENDS) -x c++ -c $< -o $@
+
+$(EMU)/plain/check: $(TEST_OBJ) $(HOST_OBJ) $(EMU_OBJ) $(EMU_RUNTIME_plain)
+	@echo "  LINK    emu/plain/check"
+	$(Q)$(EMU_CXX_plain) $^ -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+
+check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, on the emulator
+	@echo "CUDA: emulated, $(CUDA_SUITES)"
+	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES)
+
+check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite; SKIP where there is none
+	@for suite in $(CUDA_SUITES); do CK_FORK=no WELFORD_TEST_BACKEND=cuda $< --gpu $$suite || exit 1; done
+
+check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda)
+-include $(EMU_OBJ:.o=.d)
+endif
 
 run-check: $(O)/tests/check
 	@$(RUN_CHECK)
@@ -163,20 +215,20 @@ check-torch: all  ## compare every operation with PyTorch (Debian's python3-torc
 
 $(O)/tests/check: $(TEST_OBJ) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $(TEST_OBJ) $(STATIC) -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+	$(Q)$(CC) $(LINK_FLAGS) $(TEST_OBJ) $(STATIC) -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lquadmath -lm
 
 $(O)/tests/smoke: $(O)/tests/aarch64/smoke.o $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) -lm
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) $(CUDA_LIBS) -lm
 
 $(O)/tests/%.o: tests/%.c $(O)/flags
 	@mkdir -p $(@D); echo "  CC      $(@:$(O)/%=%)"
-	$(Q)$(CC) $(TEST_FLAGS) $(DEPENDS) -c $< -o $@
+	$(Q)$(CC) $(TEST_FLAGS) $(if $(call on,CUDA),-DWF_TEST_CUDA -isystem $(CUDA_HOME)/include) $(DEPENDS) -c $< -o $@
 
 $(O)/readme_example.c: README.md
 	@mkdir -p $(@D); sed -n '/^```c$$/,/^```$$/{/^```/!p}' $< > $@
 $(O)/readme_example: $(O)/readme_example.c $(STATIC)
-	@$(CC) $(TEST_FLAGS) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) -lm
+	@$(CC) $(TEST_FLAGS) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) $(CUDA_LIBS) -lm
 
 fuzz:  ## libFuzzer: bytes into calls, under sanitizers, against the oracle (FUZZ_TIME=60 seconds)
 	@$(MAKE) --no-print-directory FUZZ=1 CC=clang ISAS="$(ISAS)" run-fuzz
@@ -196,11 +248,11 @@ $(O)/tests/helpers.a: $(HELPERS)
 
 $(O)/tests/fuzz/fuzz_calls: $(FUZZ_OBJ) $(O)/tests/helpers.a $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) -fsanitize=fuzzer $^ -o $@ $$(pkg-config --libs check) -pthread -lquadmath -lm
+	$(Q)$(CC) $(LINK_FLAGS) -fsanitize=fuzzer $^ -o $@ $$(pkg-config --libs check) -pthread $(CUDA_LIBS) -lquadmath -lm
 
 $(REPLAY): $(REPLAY).o $(FUZZ_OBJ) $(O)/tests/helpers.a $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lquadmath -lm
 
 # ---- demo and examples ----
 
@@ -209,11 +261,11 @@ demo: $(O)/examples/demo/demo $(EXAMPLES)  ## what each layer is for, on Fashion
 
 $(O)/examples/demo/demo: $(DEMO_OBJ) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs openblas zlib) $(OPENMP_FLAG) -pthread -lm
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs openblas zlib) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lm
 
 $(EXAMPLES): $(O)/%: $(O)/%.o $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) -lm
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) $(CUDA_LIBS) -lm
 
 $(O)/examples/%.o: examples/%.c $(O)/flags
 	@mkdir -p $(@D); echo "  CC      $(@:$(O)/%=%)"
@@ -264,6 +316,7 @@ help:  ## this list
 	@echo
 	@echo '  BUILD=dir  CC=gcc|clang  CFLAGS="more flags"  PREFIX=dir  LIBDIR=dir  DESTDIR=dir  OPENMP=1|0  V=1'
 	@echo '  ASAN=1  UBSAN=1  TSAN=1  COVERAGE=1  VALGRIND=1   check under these, each in its own folder of BUILD'
+	@echo '  CUDA=0   without the CUDA back-end; CUDA_ARCHS="80 90 100 120"   what it is built for (default 90)'
 	@echo '  ISAS="baseline avx2 avx512"   fewer of them for a quicker build'
 	@echo '  QUICK=1  SUITES="name ..."  ARGS="..."   for check; ARGS also for demo, fuzz, mutate, check-torch'
 
@@ -280,4 +333,5 @@ FORCE:
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
+.PHONY: check-cuda check-gpu
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d

@@ -1,6 +1,7 @@
 /* The test program:  check [suite...]     runs all suites, or those named
  *                    check --list         prints their names
  *                    check --case "line"  runs one case (case.h), as failing tests print it
+ *                    check --gpu suite... runs suites if there is a CUDA device
  *
  * WELFORD_TEST_QUICK=1 runs a subset. WELFORD_TEST_WORST=1 prints the worst error in units of the bar of every operation,
  * output and dtype; a file's name instead of 1 keeps what the table is made of. Tests run in forked children (CK_FORK=no:
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 #include "compare.h"
+#include "device.h"
 #include "run.h"
 #include "run_dropout.h"
 
@@ -60,6 +62,14 @@ int main(int argc, char **argv)
     }
     if (argc == 3 && !strcmp(argv[1], "--case"))
         return repeat(argv[2]);
+
+    if (argc >= 2 && !strcmp(argv[1], "--gpu")) {
+        if (!device_present()) {
+            printf("SKIP: no device\n");
+            return 0;
+        }
+        argc--, argv++;
+    }
 
     SRunner *runner = srunner_create(NULL);
     for (int i = 0; i < SUITES && argc == 1; i++)

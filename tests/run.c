@@ -11,6 +11,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "device.h"
 #include "guard.h"
 #include "pool.h"
 
@@ -376,13 +377,35 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     }
 }
 
+/* ---- copies on the device ---- */
+
+/* at[i]: where tensor i is for the call. An output in place is where its input is. */
+static void to_device(const Tensor t[ID_COUNT], void *at[ID_COUNT])
+{
+    for (int i = 0; i < ID_COUNT; i++)
+        at[i] = t[i].data && !t[i].borrowed ? device_new(t[i].data, tensor_size(&t[i])) : NULL;
+    for (int i = 0; i < ID_COUNT; i++)
+        for (int j = 0; t[i].borrowed && j < ID_COUNT; j++)
+            if (t[j].data == t[i].data && !t[j].borrowed)
+                at[i] = at[j];
+}
+
+static const char *from_device(const Case *c, const Tensor t[ID_COUNT], void *at[ID_COUNT])
+{
+    const char *error = NULL;
+    for (int i = 0; i < ID_COUNT; i++)
+        if (at[i] && !t[i].borrowed && !device_take(at[i], t[i].data, tensor_size(&t[i])))
+            error = failure(c, "%s: bytes around it were written on the device", names[i]);
+    return error;
+}
+
 const char *run_once(const Case *c, const Problem *p, const char *variant, Raw out[OUTPUT_COUNT], Quad **mean_given)
 {
     Tensor t[ID_COUNT] = { { 0 } };
     const char *error = NULL;
     memset(out, 0, OUTPUT_COUNT * sizeof *out);
     if (op_is_backward(c->op))
-        error = feed_backward(c, p, variant, t, mean_given);
+        error = feed_backward(c, p, c->backend == WF_CUDA ? NULL : variant, t, mean_given);
     if (error)
         goto done;
     fill_tensors(c, p, t);
@@ -397,9 +420,15 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     wf_exec where = { .size = sizeof where, .backend = c->backend, .workspace = workspace, .workspace_size = workspace_size,
                       .threads = c->threads, .variant = variant, .parallel_for = workers ? pool_parallel_for : NULL,
                       .pool = workers };
-    Buffers b = { t[X].data, t[DY].data, t[GAMMA].data, t[BETA].data, t[RUNNING_MEAN_IN].data, t[RUNNING_VAR_IN].data,
-                  t[Y].data, t[MEAN].data, t[RSTD].data, t[MEAN_LO].data, t[RUNNING_MEAN_OUT].data,
-                  t[RUNNING_VAR_OUT].data, t[DX].data, t[DGAMMA].data, t[DBETA].data };
+    void *at[ID_COUNT];
+    for (int i = 0; i < ID_COUNT; i++)
+        at[i] = t[i].data;
+    if (c->backend == WF_CUDA) {
+        to_device(t, at);
+        where.workspace = device_new(workspace, workspace_size);
+    }
+    Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
+                  at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA] };
     set_fpmode(c->fpmode);
     unsigned mode_before = get_fpmode();
     wf_status status = run_call(c, &b, &where);
@@ -407,8 +436,15 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     set_fpmode(MODE_NEAREST);
     if (workers)
         pool_free(workers);
+    if (c->backend == WF_CUDA) {
+        error = from_device(c, t, at);
+        if (!device_take(where.workspace, workspace, workspace_size))
+            error = failure(c, "bytes around the workspace of %zu bytes were written on the device", workspace_size);
+    }
 
-    if (status == WF_UNSUPPORTED)
+    if (error)
+        ;
+    else if (status == WF_UNSUPPORTED)
         error = run_unsupported;
     else if (status != WF_OK)
         error = failure(c, "%s: %s", wf_status_string(status), wf_error_detail());
@@ -488,6 +524,16 @@ static const char *judge(const Case *c, const Raw raw[OUTPUT_COUNT], Expected ex
     return error;
 }
 
+/* What fails names the variant in the case's line. */
+static const char *judge_variant(const Case *c, const char *variant, const Raw raw[OUTPUT_COUNT],
+                                 Expected expected[OUTPUT_COUNT])
+{
+    Comparison unused[OUTPUT_COUNT];
+    Case named = *c;
+    snprintf(named.variant, sizeof named.variant, "%s", variant);
+    return judge(&named, raw, expected, unused);
+}
+
 const char *run_case(const Case *c, Comparison results[OUTPUT_COUNT])
 {
     Comparison unused[OUTPUT_COUNT];
@@ -497,12 +543,13 @@ const char *run_case(const Case *c, Comparison results[OUTPUT_COUNT])
     Raw reference[OUTPUT_COUNT];
     Expected expected[OUTPUT_COUNT];
     Quad *mean_given = NULL;
+    bool solved = false;
     const bool named = c->variant[0];
     const char *error = run_once(c, p, named ? c->variant : NULL, reference, &mean_given);
     if (!error) {
         oracle_solve(p, mean_given, expected);
         error = judge(c, reference, expected, results ? results : unused);
-        oracle_free(expected);
+        solved = true;
     } else if (error == run_unsupported) {
         error = failure(c, "unsupported: %s", wf_error_detail());
     }
@@ -511,11 +558,13 @@ const char *run_case(const Case *c, Comparison results[OUTPUT_COUNT])
         Raw other[OUTPUT_COUNT];
         error = run_once(c, p, variant, other, NULL);
         if (!error)
-            error = raw_differs(c, reference, other, variant);
+            error = c->backend == WF_CPU ? raw_differs(c, reference, other, variant) : judge_variant(c, variant, other, expected);
         else if (error == run_unsupported)
             error = NULL;
         raw_free(other);
     }
+    if (solved)
+        oracle_free(expected);
     raw_free(reference);
     free(mean_given);
     problem_free(p);

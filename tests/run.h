@@ -20,7 +20,7 @@ Quad       *raw_values(const Raw *); /* to be freed */
 const char *raw_differs(const Case *, const Raw a[OUTPUT_COUNT], const Raw b[OUTPUT_COUNT], const char *what);
 
 /* The library's choice against the oracle, then every variant that accepts the case (or the one it names) against the bits
- * of the library's choice. NULL or what failed. results may be NULL. */
+ * of the library's choice on the CPU, against the oracle on CUDA. NULL or what failed. results may be NULL. */
 const char *run_case(const Case *, Comparison results[OUTPUT_COUNT]);
 
 /* Two cases whose outputs must have the same bits. */

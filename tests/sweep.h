@@ -20,6 +20,7 @@ enum { DTYPES = 6 };
 extern const Dtypes dtypes[DTYPES];
 
 bool quick(void);
+wf_backend tested_backend(void); /* WELFORD_TEST_BACKEND=cuda: of the sweeps' cases; else the CPU */
 /* The operations of a norm in turn; a backward pass with frozen statistics counts as one more. False past the last. */
 bool operation(Norm, int i, Case *);
 bool legal(const Case *); /* false: the contract refuses it (one value per channel in training) */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "api_table.h"
+#include "device.h"
 #include "guard.h"
 
 Suite *api_suite(void);
@@ -160,6 +161,31 @@ START_TEST(variants_of_nothing)
 }
 END_TEST
 
+/* Kernels without a device: the runtime's message, nothing written, and the CPU is the default. */
+START_TEST(cuda_without_device)
+{
+    const Operation *op = &operations[_i];
+    ApiCall c;
+    if (!wf_variant(op->name, WF_CUDA, 0) || device_present())
+        return;
+    ck_assert_int_eq(wf_default_backend(), WF_CPU);
+    api_begin(&c, op, 0);
+    c.where.backend = WF_CUDA;
+    const size_t size = op->workspace(c.what, WF_CUDA);
+    void *const before = c.where.workspace, *const workspace = size ? guard_alloc(size, 1) : NULL;
+    c.where.workspace = workspace;
+    c.where.workspace_size = size;
+    api_expect(&c, WF_DEVICE, "cudaError");
+    c.where.flags = WF_DRY_RUN;
+    api_expect(&c, WF_DEVICE, "cudaError");
+    c.where.threads = -1;
+    api_expect(&c, WF_INVALID, "threads = -1");
+    c.where.workspace = before;
+    guard_free(workspace);
+    api_end(&c);
+}
+END_TEST
+
 /* A build without CUDA knows the back-end, refuses it, and does not choose it. */
 START_TEST(cuda_without_cuda)
 {
@@ -167,7 +193,8 @@ START_TEST(cuda_without_cuda)
     ApiCall c;
     if (wf_variant(op->name, WF_CUDA, 0))
         return; /* this build has kernels */
-    ck_assert_int_eq(wf_default_backend(), WF_CPU);
+    if (!device_present())
+        ck_assert_int_eq(wf_default_backend(), WF_CPU);
     api_begin(&c, op, 0);
     c.where.backend = WF_CUDA;
     api_expect(&c, WF_UNSUPPORTED, "where.backend|CUDA");
@@ -254,7 +281,7 @@ END_TEST
 
 Suite *api_suite(void)
 {
-    const TTest *const each[] = {variants, cuda_without_cuda, dry_run, dtype_pairs, only_outputs_are_written};
+    const TTest *const each[] = {variants, cuda_without_device, cuda_without_cuda, dry_run, dtype_pairs, only_outputs_are_written};
     Suite *s = suite_create("api");
     TCase *t = tcase_create("api");
     tcase_set_timeout(t, 60);

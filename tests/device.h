@@ -1,0 +1,14 @@
+/* device.h - memory for cases with backend=cuda, through CUDA's runtime: the real one, or the emulator's. */
+#ifndef WELFORD_TESTS_DEVICE_H
+#define WELFORD_TESTS_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+bool  device_present(void); /* false in a build without CUDA */
+/* A copy of host[0 .. size) on the device, as far from a multiple of 64 bytes as host, between two margins. */
+void *device_new(const void *host, size_t size);
+/* Waits for the device, copies back to host, frees. False: a margin was written. */
+bool  device_take(void *device, void *host, size_t size);
+
+#endif

@@ -1,0 +1,180 @@
+// Correct kernels, which nobody may complain about, and what they give.
+#include "emu_check.hpp"
+
+static constexpr unsigned kAll = 0xffffffffu;
+
+__global__ void sum_of_a_block(Args a)
+{
+    WF_SHARED(float, s, 4);
+    float sum = dev::load(a.x, threadIdx.x);
+    for (int lanes = 16; lanes; lanes /= 2)
+        sum += __shfl_xor_sync(kAll, sum, lanes);
+    if (threadIdx.x % 32 == 0)
+        s[threadIdx.x / 32] = sum;
+    __syncthreads();
+    dev::store(a.y, 128 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, s[0] + s[1] + s[2] + s[3]);
+}
+
+__global__ void sums_of_eight_lanes(Args a)
+{
+    const unsigned lane = threadIdx.x % 32, mask = 0xffu << (lane & ~7u);
+    float sum = dev::load(a.x, threadIdx.x);
+    for (unsigned rows = 0; rows <= lane / 8; rows++) { // groups go round as often as they like
+        sum = dev::load(a.x, threadIdx.x);
+        for (int lanes = 4; lanes; lanes /= 2)
+            sum += __shfl_xor_sync(mask, sum, lanes, 8);
+    }
+    dev::store(a.y, threadIdx.x, sum);
+}
+
+__global__ void half_warps_part_and_meet(Args a)
+{
+    float v = static_cast<float>(threadIdx.x);
+    if (threadIdx.x % 32 < 16)
+        v = __shfl_sync(0xffffu, v, 3);
+    __syncwarp();
+    const unsigned low = __ballot_sync(kAll, threadIdx.x % 32 < 16);
+    dev::store(a.y, threadIdx.x, low == 0xffff ? v : -1.f);
+}
+
+__global__ void shuffles_and_votes(Args a)
+{
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const double up = __shfl_up_sync(kAll, static_cast<double>(lane), 1), down = __shfl_down_sync(kAll, 1.0 * lane, 2);
+    const int16_t wide = __shfl_sync(kAll, static_cast<int16_t>(lane), 37); // modulo 32
+    const bool right = up == (lane ? lane - 1 : 0) && down == (lane < 30 ? lane + 2 : lane) && wide == 5;
+    dev::store(a.y, threadIdx.x, __all_sync(kAll, right) && __any_sync(kAll, lane == 7) && !__any_sync(kAll, lane > 31)
+               ? 1.f : 0.f);
+}
+
+__global__ void neighbours_by_syncwarp(Args a)
+{
+    WF_SHARED(float, s, 64);
+    for (int k = 0; k < 3; k++) {
+        s[threadIdx.x] = static_cast<float>(threadIdx.x);
+        __syncwarp();
+        dev::store(a.y, threadIdx.x, s[threadIdx.x ^ 1]);
+        __syncwarp();
+    }
+}
+
+__global__ void copies_in_two_stages(Args a) // 4 chunks of 256
+{
+    WF_DYN_SHARED(float, s);
+    const int64_t at = 4 * static_cast<int64_t>(threadIdx.x);
+    float sum = 0;
+    dev::cp_async16(s + at, a.x, at);
+    dev::cp_async_commit();
+    for (int k = 0; k < 4; k++) {
+        if (k < 3)
+            dev::cp_async16(s + 256 * ((k + 1) % 2) + at, a.x, 256 * (k + 1) + at);
+        dev::cp_async_commit();
+        dev::cp_async_wait<1>();
+        __syncthreads();
+        sum += s[256 * (k % 2) + (at + 4) % 256];
+        __syncthreads();
+    }
+    dev::store(a.y, threadIdx.x, sum);
+}
+
+__global__ void sum_of_a_cluster(Args a)
+{
+    WF_SHARED(float, s, 64);
+    s[threadIdx.x] = static_cast<float>(dev::cluster_rank() + 1);
+    dev::cluster_sync();
+    float sum = 0;
+    for (unsigned r = 0; r < dev::cluster_size(); r++)
+        sum += dev::cluster_map(s, r)[63 - threadIdx.x];
+    dev::cluster_sync();
+    dev::store(a.y, 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, sum);
+}
+
+__global__ void last_block_adds_up(Args a)
+{
+    WF_SHARED(unsigned, last, 1);
+    dev::store(a.y, 64 + 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, 1.f);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last[0] = dev::atomic_add(a.counter, 0, 1u) == gridDim.x - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    if (last[0]) {
+        float sum = 0;
+        for (unsigned b = 0; b < gridDim.x; b++)
+            sum += dev::load(a.y, 64 + 64 * static_cast<int64_t>(b) + threadIdx.x);
+        dev::store(a.y, threadIdx.x, sum);
+    }
+}
+
+__global__ void partial_sums(Args a)
+{
+    dev::store_stream(a.y, 64 + 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, 2.f);
+}
+
+__global__ void finish(Args a)
+{
+    float sum = 0;
+    for (int64_t b = 0; b < a.n; b++)
+        sum += dev::load_stream(a.y, 64 + 64 * b + threadIdx.x);
+    dev::store(a.y, threadIdx.x, sum);
+}
+
+static void two_kernels(const Buffers &b)
+{
+    once<partial_sums, 4, 64>(b);
+    launch<finish>(b, {dim3(1), dim3(64)}, 4);
+}
+
+__global__ void vectors_in_place(Args a) // grid-stride
+{
+    const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < a.n / 4; i += stride) {
+        dev::vec<float, 4> v = dev::load_vec_stream<4>(a.x, 4 * i);
+        for (float &e : v.v)
+            e += 1;
+        dev::store_vec_stream<4>(a.y, 4 * i, v);
+    }
+}
+
+static void vectors_of_one_buffer(const Buffers &b)
+{
+    Buffers same = b;
+    same.x = b.y;
+    launch<vectors_in_place>(same, {dim3(3), dim3(64)}, 1024);
+}
+
+__global__ void much_shared_in_parts(Args a) // 200 KiB
+{
+    WF_DYN_SHARED(unsigned char, all);
+    const dev::shared<float> f = dev::recast<float>(all);
+    const dev::shared<dev::vec<float, 4>> v = dev::recast<dev::vec<float, 4>>(all + 100 * 1024);
+    f[threadIdx.x] = static_cast<float>(threadIdx.x);
+    v[threadIdx.x] = {{1, 2, 3, 4}};
+    __syncthreads();
+    dev::store(a.y, threadIdx.x, f[63 - threadIdx.x] + v[63 - threadIdx.x].v[3]);
+}
+
+static float at(int i)
+{
+    return static_cast<float>(i);
+}
+
+const Case correct_cases[] = {
+    {"sum of a block", once<sum_of_a_block, 3, 128>, 0, 0, 0, [](int) { return 8128.f; }, 384},
+    {"sums of eight lanes", once<sums_of_eight_lanes, 1, 64>, 0, 0, 0, [](int i) { return at(64 * (i / 8) + 28); }, 64},
+    {"half warps part and meet", once<half_warps_part_and_meet, 1, 32>, 0, 0, 0,
+     [](int i) { return i < 16 ? 3.f : at(i); }, 32},
+    {"shuffles and votes", once<shuffles_and_votes, 1, 64>, 0, 0, 0, [](int) { return 1.f; }, 64},
+    {"neighbours by syncwarp", once<neighbours_by_syncwarp, 1, 64>, 0, 0, 0, [](int i) { return at(i ^ 1); }, 64},
+    {"copies in two stages", once<copies_in_two_stages, 1, 64, 2048>, 0, 0, 0,
+     [](int i) { return at(1536 + 4 * ((4 * i + 4) % 256)); }, 64},
+    {"sum of a cluster", once<sum_of_a_cluster, 8, 64, 0, 4>, 0, 0, 0, [](int) { return 10.f; }, 512},
+    {"sum of a cluster of 16", once<sum_of_a_cluster, 16, 64, 0, 16>, 0, 0, 0, [](int) { return 136.f; }, 1024},
+    {"last block adds up", once<last_block_adds_up, 4, 64>, 0, 0, 0, [](int i) { return i < 64 ? 4.f : 1.f; }, 320},
+    {"two kernels", two_kernels, 0, 0, 0, [](int i) { return i < 64 ? 8.f : 2.f; }, 320},
+    {"vectors in place", vectors_of_one_buffer, 0, 0, 0, [](int) { return 1.f; }, 1024},
+    {"much shared in parts", once<much_shared_in_parts, 1, 64, 200 * 1024>, 0, 0, 0, [](int i) { return at(67 - i); }, 64},
+    {},
+};

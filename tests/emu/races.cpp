@@ -1,0 +1,163 @@
+// What TSan is told. One TSan fiber per CUDA thread, and switches between them order nothing: two accesses are ordered by
+// collectives, by fences with atomics, and by the begin and the end of a launch alone. Without TSan all of this is empty.
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "runtime.hpp"
+
+namespace emu {
+
+#ifdef EMU_TSAN
+
+// The parent of all CUDA threads of this OS thread. It learns nothing during a launch, so it orders no two of them.
+static __thread void               *root;
+static __thread Context            *scheduler;
+static __thread std::vector<void *> *ended; // TSan gives a destroyed fiber's identity to the next one, which hides races
+static char                         end_of_launch;
+
+constexpr size_t kTokenRoom = 8 * kTokens;
+
+static size_t slab_size(const Block &b)
+{
+    return SharedMemory::kRoom + kStackSize * b.threads.size() + kTokenRoom;
+}
+
+static char *token_address(const Block &b, int token)
+{
+    return b.slab + slab_size(b) - kTokenRoom + 8 * token;
+}
+
+void races_launch_begins(Context &of_scheduler)
+{
+    scheduler = &of_scheduler;
+    scheduler->race_fiber = tsan_current();
+    root = tsan_create();
+    ended = new std::vector<void *>;
+}
+
+void races_launch_ends()
+{
+    tsan_acquire(&end_of_launch);
+    for (void *fiber : *ended)
+        tsan_destroy(fiber);
+    delete ended;
+    tsan_destroy(root);
+}
+
+void races_block_begins(Block &b)
+{
+    // A raw system call: the intercepted one would count as a write by the caller.
+    b.slab = reinterpret_cast<char *>(syscall(SYS_mmap, nullptr, slab_size(b), PROT_READ | PROT_WRITE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    tsan_switch(root);
+    for (size_t i = 0; i < b.threads.size(); i++) {
+        Thread &t = b.threads[i];
+        t.context.stack = {b.slab + SharedMemory::kRoom + kStackSize * i, kStackSize};
+        t.context.race_fiber = tsan_create();
+        t.fence_fiber = nullptr;
+        t.atomics_read.clear();
+    }
+    tsan_switch(scheduler->race_fiber);
+}
+
+void races_block_ends(Block &b)
+{
+    for (Thread &t : b.threads) {
+        ended->push_back(t.context.race_fiber);
+        if (t.fence_fiber)
+            ended->push_back(t.fence_fiber);
+    }
+    munmap(b.slab, slab_size(b)); // intercepted: the addresses lose their history
+    if (ended->size() > 4000) {   // TSan has room for about 8000
+        for (void *fiber : *ended)
+            tsan_destroy(fiber);
+        ended->clear();
+    }
+}
+
+void races_thread_ends()
+{
+    tsan_release(&end_of_launch);
+}
+
+void races_meet(Thread *const *threads, size_t count, Block &owner, int token)
+{
+    const char *at = token_address(owner, token);
+    for (size_t i = 0; i < count; i++) {
+        tsan_switch(threads[i]->context.race_fiber);
+        tsan_release(at);
+    }
+    for (size_t i = 0; i < count; i++) {
+        tsan_switch(threads[i]->context.race_fiber);
+        tsan_acquire(at);
+    }
+    tsan_switch(self().context.race_fiber);
+}
+
+// Relaxed atomics order nothing. A fence before one releases what its thread knew at the fence; a fence after one acquires
+// what was released through that address.
+void fence()
+{
+    Thread &me = self();
+    if (random_order())
+        give_way();
+    for (const void *p : me.atomics_read)
+        tsan_acquire(p);
+    me.atomics_read.clear();
+    const ptrdiff_t index = &me - me.of_block->threads.data();
+    const char *at = token_address(*me.of_block, kFenceToken + static_cast<int>(index));
+    tsan_release(at);
+    if (!me.fence_fiber) {
+        tsan_switch(root);
+        me.fence_fiber = tsan_create();
+    }
+    tsan_switch(me.fence_fiber);
+    tsan_acquire(at);
+    tsan_switch(me.context.race_fiber);
+}
+
+void before_atomic(const void *p)
+{
+    Thread &me = self();
+    if (random_order())
+        give_way();
+    if (me.fence_fiber) {
+        tsan_switch(me.fence_fiber);
+        tsan_release(p);
+        tsan_switch(me.context.race_fiber);
+    }
+}
+
+void after_atomic(const void *p)
+{
+    const Untracked guard;
+    self().atomics_read.push_back(p);
+}
+
+#else
+
+void races_launch_begins(Context &) {}
+void races_launch_ends() {}
+void races_block_begins(Block &) {}
+void races_block_ends(Block &) {}
+void races_thread_ends() {}
+void races_meet(Thread *const *, size_t, Block &, int) {}
+
+void fence()
+{
+    if (random_order())
+        give_way();
+}
+
+void before_atomic(const void *)
+{
+    if (random_order())
+        give_way();
+}
+
+void after_atomic(const void *) {}
+
+#endif
+
+} // namespace emu
