@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Breaks the library on purpose, one small mechanical mistake at a time, and asks whether a test notices.
 
-    mutate.py [--count 100] [--seed 1] [--only N,N...] [--work build/mutate] [--jobs 1]
+    mutate.py [--count 100] [--seed 1] [--quick] [--only N,N...] [--work build/mutate] [--jobs 1]
 
 Mutants are drawn from src/ by a fixed seed, so the list is the same for everybody with the same sources. Each is built in
 a copy of the tree with the baseline kernels only (with all, if it makes no difference to those); the quick tests run first,
 then all of them. One that does not compile, or compiles to the same library, is no mistake and is drawn anew. What is known
-is kept in --work/results.json and not done again; the table goes to tests/mutation.md. A text written into its last column,
+is kept in --work/results.json and not done again; the table goes to tests/mutation.md. --quick leaves the mutants that the quick tests
+miss, which take minutes each, for a run without it. A text written into its last column,
 the explanation of a survivor, stays.
 """
 
@@ -184,7 +185,7 @@ def library(tree, isas):
         return hashlib.sha256(stream.read()).hexdigest()
 
 
-def attempt(mutant, tree):
+def attempt(mutant, tree, quick_only):
     path = os.path.join(tree, mutant["path"])
     with open(path, encoding="utf-8") as stream:
         text = stream.read()
@@ -209,6 +210,8 @@ def attempt(mutant, tree):
                     killer = "time limit" if status is None else failing_test(output)
                     return {"result": "killed", "by": f"{suite}: {killer}", "effort": "quick" if quick else "full",
                             "seconds": round(time.time() - began)}
+            if quick_only:
+                return {"result": "missed by the quick tests"}
         return {"result": "survived", "seconds": round(time.time() - began)}
     finally:
         with open(path, "w", encoding="utf-8") as stream:
@@ -264,7 +267,8 @@ def write_table(mutants, results, seed):
     killed = sum(results[key(m)]["result"] == "killed" for m in done)
     lines = ["# Mutants", "",
              f"`make mutate`, seed {seed}: {len(done)} mistakes made in src/ one at a time, {killed} noticed by the tests, "
-             f"{len(done) - killed} not. A mistake that does not compile, or compiles to the same library, is drawn anew.", "",
+             f"{len(done) - killed} not. A mistake that does not compile, or compiles to the same library, is drawn anew. What "
+             f"is missed by the quick tests, the full tests have yet to be asked.", "",
              "| # | where | mistake | change | result | explanation of a survivor |", "|---|---|---|---|---|---|"]
     for number, m in enumerate(done, 1):
         r = results[key(m)]
@@ -280,6 +284,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", help="numbers of the table to try again, whatever is known")
     parser.add_argument("--work", default="build/mutate")
     parser.add_argument("--jobs", type=int, default=1)
@@ -300,10 +305,11 @@ def main():
     free = list(trees)
 
     def known_or_tried(mutant, again=False):
-        if again or key(mutant) not in results:
+        missed = results.get(key(mutant), {}).get("result") == "missed by the quick tests"
+        if again or key(mutant) not in results or (missed and not options.quick):
             tree = free.pop()
             try:
-                results[key(mutant)] = attempt(mutant, tree)
+                results[key(mutant)] = attempt(mutant, tree, options.quick)
             finally:
                 free.append(tree)
             with open(record + ".new", "w", encoding="utf-8") as out:
@@ -312,12 +318,12 @@ def main():
             r = results[key(mutant)]
             print(f"{mutant['path']}:{mutant['line']}: {mutant['operator']}: {mutant['old']!r} -> {mutant['new']!r}: "
                   f"{r['result']}{' by ' + r['by'] if 'by' in r else ''}", flush=True)
-        return mutant if results[key(mutant)]["result"] in ("killed", "survived") else None
+        return mutant if results[key(mutant)]["result"] not in ("did not compile", "same code") else None
 
     mutants = []
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         while len(mutants) < options.count:
-            batch = [next(stream) for _ in range(min(options.jobs, options.count - len(mutants)))]
+            batch = [next(stream) for _ in range(min(8 * options.jobs, options.count - len(mutants)))]
             mutants += [m for m in pool.map(known_or_tried, batch) if m]
             write_table(mutants, results, options.seed)
         if options.only:
