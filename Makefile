@@ -168,24 +168,28 @@ CUDA_SUITES ?= layernorm rmsnorm
 ifneq ($(call on,CUDA),)
 include tests/emu/emu.mk
 
-EMU_OBJ := $(CUDA_SRC:%.cu=$(EMU)/plain/%.o)
-$(EMU)/plain/src/cuda/%.o: src/cuda/%.cu
-	@mkdir -p $(@D); echo "  CXX     emu/plain/$<"
-	$(Q)$(EMU_CXX_plain) $(EMU_FLAGS_plain) -Wno-unknown-pragmas $(DEPENDS) -x c++ -c $< -o $@
-
-$(EMU)/plain/check: $(TEST_OBJ) $(HOST_OBJ) $(EMU_OBJ) $(EMU_RUNTIME_plain)
-	@echo "  LINK    emu/plain/check"
-	$(Q)$(EMU_CXX_plain) $^ -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+define emu_program
+$(EMU)/$1/src/cuda/%.o: src/cuda/%.cu
+	@mkdir -p $$(@D); echo "  CXX     emu/$1/$$<"
+	$$(Q)$(EMU_CXX_$1) $(EMU_FLAGS_$1) -Wno-unknown-pragmas $$(DEPENDS) -x c++ -c $$< -o $$@
+$(EMU)/$1/check: $(TEST_OBJ) $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/$1/%.o) $(EMU_RUNTIME_$1)
+	@echo "  LINK    emu/$1/check"
+	$$(Q)$(EMU_CXX_$1) $(EMU_LINK_$1) $$^ -o $$@ $$$$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+-include $(CUDA_SRC:%.cu=$(EMU)/$1/%.d)
+endef
+$(foreach mode,plain asan,$(eval $(call emu_program,$(mode))))
 
 check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, on the emulator
 	@echo "CUDA: emulated, $(CUDA_SUITES)"
+	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES)
+
+check-cuda-asan: $(EMU)/asan/check  ## the same with the kernels under ASan and UBSan
 	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES)
 
 check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite; SKIP where there is none
 	@for suite in $(CUDA_SUITES); do CK_FORK=no WELFORD_TEST_BACKEND=cuda $< --gpu $$suite || exit 1; done
 
 check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda)
--include $(EMU_OBJ:.o=.d)
 endif
 
 run-check: $(O)/tests/check
@@ -333,5 +337,5 @@ FORCE:
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
-.PHONY: check-cuda check-gpu
+.PHONY: check-cuda check-cuda-asan check-gpu
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d

@@ -45,7 +45,7 @@ Case case_of(const char *line)
 /* A quick run on CUDA is one on the emulator: one case in THINNED of each test, and none in a sparse map. */
 static bool too_slow(const Case *c)
 {
-    enum { THINNED = 7 /* no divisor of what the tests count through */ };
+    enum { THINNED = 23 /* no divisor of what the tests count through */ };
     static int turn;
     return turn++ % THINNED || c->rows * (c->x_stride + c->y_stride + c->dx_stride + c->dy_stride) > 1 << 24;
 }

@@ -59,11 +59,11 @@ __global__ void shared_by_async_copy(Args a)
 {
     WF_SHARED(float, s, 128);
     dev::cp_async16(s + 4 * threadIdx.x, a.x, 4 * static_cast<int64_t>(threadIdx.x));
-    dev::cp_async_wait<0>();
     dev::cp_async_commit();
     dev::cp_async_wait<0>();
     dev::cluster_sync();
-    dev::store(a.y, 32 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, dev::cluster_map(s, 1 - dev::cluster_rank())[threadIdx.x]);
+    const dev::shared<float> other = dev::cluster_map(s, 1 - dev::cluster_rank());
+    dev::store(a.y, 32 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, other[threadIdx.x]);
     dev::cluster_sync();
 }
 
