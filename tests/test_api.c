@@ -281,7 +281,8 @@ END_TEST
 
 Suite *api_suite(void)
 {
-    const TTest *const each[] = {variants, cuda_without_device, cuda_without_cuda, dry_run, dtype_pairs, only_outputs_are_written};
+    const TTest *const each[] = {variants,    cuda_without_device, cuda_without_cuda, dry_run,
+                                 dtype_pairs, only_outputs_are_written};
     Suite *s = suite_create("api");
     TCase *t = tcase_create("api");
     tcase_set_timeout(t, 60);

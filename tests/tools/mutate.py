@@ -6,9 +6,9 @@
 Mutants are drawn from src/ by a fixed seed, so the list is the same for everybody with the same sources. Each is built in
 a copy of the tree with the baseline kernels only (with all, if it makes no difference to those); the quick tests run first,
 then all of them. One that does not compile, or compiles to the same library, is no mistake and is drawn anew. What is known
-is kept in --work/results.json and not done again; the table goes to tests/mutation.md. --quick leaves the mutants that the quick tests
-miss, which take minutes each, for a run without it. A text written into its last column,
-the explanation of a survivor, stays.
+is kept in --work/results.json and not done again; the table goes to tests/mutation.md. --quick leaves the mutants that the
+quick tests miss, which take minutes each, for a run without it. A text written into the table's last column, the
+explanation of a survivor, stays.
 """
 
 import argparse
