@@ -61,7 +61,8 @@ typedef enum wf_dtype { WF_F32 = 0, WF_F16 = 1, WF_BF16 = 2, WF_F64 = 3 } wf_dty
 typedef enum wf_layout { WF_NCHW = 0, WF_NHWC = 1 } wf_layout;
 
 typedef enum wf_backend { WF_CPU = 0, WF_CUDA = 1 } wf_backend;
-WF_API wf_backend wf_default_backend(void); /* WF_CUDA where the build has it and a usable device is there, else WF_CPU */
+WF_API wf_backend wf_default_backend(void); /* WF_CUDA where the build has it for every operation and a usable device is
+                                               there, else WF_CPU */
 
 enum { /* what.flags. A flag that concerns another direction of the same operation is ignored; one that no direction of
           the operation knows is WF_INVALID */

@@ -21,9 +21,19 @@ const char *wf_status_string(wf_status status)
     return "unknown status";
 }
 
+/* A default that refuses some operations would be none. */
+static bool cuda_has_every_problem(void)
+{
+#define PROBLEM(problem)                                                                                               \
+    if (!wf_cuda_backend.problem##_variant(0))                                                                         \
+        return false;
+#include "ops.def"
+    return true;
+}
+
 wf_backend wf_default_backend(void)
 {
-    return wf_cuda_backend.usable() ? WF_CUDA : WF_CPU;
+    return cuda_has_every_problem() && wf_cuda_backend.usable() ? WF_CUDA : WF_CPU;
 }
 
 const char *wf_variant(const char *operation, wf_backend backend, int i)

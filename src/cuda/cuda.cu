@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-#undef WF_DEVICE /* here the status */
-
 extern "C" {
 #include "common/fpmode.h"
 }

@@ -44,13 +44,13 @@ template <class R> struct Stats {
     R mean, mean_lo, rstd;
 };
 
-template <class P> WF_DEVICE Stats<typename P::R> stats_at(const P &p, int64_t row)
+template <class P> WF_ON_DEVICE Stats<typename P::R> stats_at(const P &p, int64_t row)
 {
     using R = typename P::R;
     return {p.mean ? dev::load(p.mean, row) : R(0), p.mean_lo ? dev::load(p.mean_lo, row) : R(0), dev::load(p.rstd, row)};
 }
 
-template <class R> WF_DEVICE R normalized(R x, const Stats<R> &s)
+template <class R> WF_ON_DEVICE R normalized(R x, const Stats<R> &s)
 {
     return ((x - s.mean) - s.mean_lo) * s.rstd;
 }
@@ -68,12 +68,12 @@ template <class T, int G> struct Columns {
     int64_t              begin;
     int                  n, member;
 
-    WF_DEVICE int     offset(int k) const { return (k * G + member) * V; }
-    WF_DEVICE int64_t at(int k) const { return begin + offset(k); }
-    WF_DEVICE int     valid(int k) const { return valid_in(offset(k), n, V); }
+    WF_ON_DEVICE int     offset(int k) const { return (k * G + member) * V; }
+    WF_ON_DEVICE int64_t at(int k) const { return begin + offset(k); }
+    WF_ON_DEVICE int     valid(int k) const { return valid_in(offset(k), n, V); }
 
     /* Nothing is read where the row is not present. */
-    template <class P> WF_DEVICE void load(const P &p, int64_t row, bool present, Held<T, G> &held) const
+    template <class P> WF_ON_DEVICE void load(const P &p, int64_t row, bool present, Held<T, G> &held) const
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
@@ -84,7 +84,7 @@ template <class T, int G> struct Columns {
         held.s = present ? stats_at(p, row) : Stats<real_of<T>>{0, 0, 0};
     }
 
-    template <class P> WF_DEVICE void load_gamma(const P &p, real_of<T> (&gamma)[VECTORS][V]) const
+    template <class P> WF_ON_DEVICE void load_gamma(const P &p, real_of<T> (&gamma)[VECTORS][V]) const
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
@@ -97,7 +97,7 @@ template <class T, int G> struct Columns {
     }
 
     /* The calling thread's part of sum g and sum g * xhat. */
-    WF_DEVICE pair<real_of<T>> sums(const Held<T, G> &held, const real_of<T> (&gamma)[VECTORS][V], bool present) const
+    WF_ON_DEVICE pair<real_of<T>> sums(const Held<T, G> &held, const real_of<T> (&gamma)[VECTORS][V], bool present) const
     {
         using R = real_of<T>;
         pair<R> sum = {0, 0};
@@ -117,7 +117,7 @@ template <class T, int G> struct Columns {
     }
 
     template <class P>
-    WF_DEVICE void write(const P &p, int64_t row, const Held<T, G> &held, const real_of<T> (&gamma)[VECTORS][V],
+    WF_ON_DEVICE void write(const P &p, int64_t row, const Held<T, G> &held, const real_of<T> (&gamma)[VECTORS][V],
                          pair<real_of<T>> avg) const
     {
         using R = real_of<T>;
@@ -139,7 +139,7 @@ template <class T, int G> struct Gradients {
     static constexpr int V = vec_of<T>;
     real_of<T>           dgamma[VECTORS][V], dbeta[VECTORS][V];
 
-    WF_DEVICE Gradients()
+    WF_ON_DEVICE Gradients()
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++)
@@ -148,7 +148,7 @@ template <class T, int G> struct Gradients {
                 dgamma[k][j] = dbeta[k][j] = 0;
     }
 
-    WF_DEVICE void add(const Held<T, G> &held, bool present)
+    WF_ON_DEVICE void add(const Held<T, G> &held, bool present)
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++)
@@ -160,7 +160,7 @@ template <class T, int G> struct Gradients {
             }
     }
 
-    template <class P> WF_DEVICE void write(const P &p, int64_t at, const Columns<T, G> &columns) const
+    template <class P> WF_ON_DEVICE void write(const P &p, int64_t at, const Columns<T, G> &columns) const
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
@@ -175,7 +175,7 @@ template <int G> constexpr int block_of = G > 32 ? G : 256;
 
 /* The partial row of a block whose groups of G lanes took different rows: the groups of a warp, then the warps in turn. */
 template <class T, class P, int G>
-WF_DEVICE void merge_groups(const P &p, int64_t part, Gradients<T, G> &gradients, int member,
+WF_ON_DEVICE void merge_groups(const P &p, int64_t part, Gradients<T, G> &gradients, int member,
                             dev::shared<real_of<T>> sums)
 {
     constexpr int V = vec_of<T>, SPAN = VECTORS * V * G;
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>) layernorm_back
 
 template <class T> constexpr int64_t segment_of = WIDE * VECTORS * vec_of<T>;
 
-template <class T> WF_DEVICE Columns<T, WIDE> segment_at(int64_t cols, int64_t segment)
+template <class T> WF_ON_DEVICE Columns<T, WIDE> segment_at(int64_t cols, int64_t segment)
 {
     const int64_t begin = segment * segment_of<T>;
     return {begin, (int)smallest(cols - begin, segment_of<T>), (int)threadIdx.x};

@@ -39,12 +39,12 @@ template <class R> struct Stats {
     R mean, mean_lo, rstd;
 };
 
-template <class P, class M> WF_DEVICE auto stats_of(const P &p, const M &m)
+template <class P, class M> WF_ON_DEVICE auto stats_of(const P &p, const M &m)
 {
     return Stats<typename P::R>{m.mean, m.mean_lo, moments_rstd(m, p.cols, p.eps)};
 }
 
-template <class P> WF_DEVICE void write_stats(const P &p, int64_t row, const Stats<typename P::R> &s)
+template <class P> WF_ON_DEVICE void write_stats(const P &p, int64_t row, const Stats<typename P::R> &s)
 {
     if (p.mean)
         dev::store(p.mean, row, s.mean);
@@ -56,7 +56,7 @@ template <class P> WF_DEVICE void write_stats(const P &p, int64_t row, const Sta
 
 /* Columns [col, col + valid) of a row, from x. */
 template <int V, class P, class R>
-WF_DEVICE void write_vector(const P &p, int64_t row, int64_t col, int valid, const R (&x)[V], const Stats<R> &s)
+WF_ON_DEVICE void write_vector(const P &p, int64_t row, int64_t col, int valid, const R (&x)[V], const Stats<R> &s)
 {
     R factor[V], shift[V], y[V];
     if (p.gamma)
@@ -80,19 +80,19 @@ template <class T, int G> struct InRegisters {
     int64_t              begin;
     int                  n, member;
 
-    WF_DEVICE int offset(int k) const { return (k * G + member) * V; }
-    WF_DEVICE int valid(int k) const { return valid_in(offset(k), n, V); }
+    WF_ON_DEVICE int offset(int k) const { return (k * G + member) * V; }
+    WF_ON_DEVICE int valid(int k) const { return valid_in(offset(k), n, V); }
 
-    template <class P> WF_DEVICE void load(const P &p, int64_t row)
+    template <class P> WF_ON_DEVICE void load(const P &p, int64_t row)
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++)
             packed[k] = load_packed<true, V>(p.x, row * p.x_stride + begin + offset(k), valid(k), p.x_wide);
     }
 
-    WF_DEVICE real_of<T> first() const { return up(packed[0].v[0]); }
+    WF_ON_DEVICE real_of<T> first() const { return up(packed[0].v[0]); }
 
-    template <class F> WF_DEVICE void sweep(F f) const
+    template <class F> WF_ON_DEVICE void sweep(F f) const
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
@@ -105,7 +105,7 @@ template <class T, int G> struct InRegisters {
     }
 
     /* Of all columns; every thread of the group has the result. Two barriers where the group is a block. */
-    WF_DEVICE auto moments(bool centered, dev::shared<moments_of<real_of<T>>> scratch) const
+    WF_ON_DEVICE auto moments(bool centered, dev::shared<moments_of<real_of<T>>> scratch) const
     {
         using R = real_of<T>;
         if constexpr (G <= 32)
@@ -148,7 +148,7 @@ template <class T> struct InShared {
     int64_t                     begin;
     int                         n;
 
-    template <class P> WF_DEVICE void load(const P &p, int64_t row) const
+    template <class P> WF_ON_DEVICE void load(const P &p, int64_t row) const
     {
         for (int i = threadIdx.x; i * V < n; i += WIDE) {
             const int64_t at = row * p.x_stride + begin + i * V;
@@ -161,12 +161,12 @@ template <class T> struct InShared {
         dev::cp_async_wait<0>();
     }
 
-    WF_DEVICE real_of<T> first() const
+    WF_ON_DEVICE real_of<T> first() const
     {
         return (int)threadIdx.x * V < n ? up(dev::vec<T, V>(packed[threadIdx.x]).v[0]) : real_of<T>(0);
     }
 
-    template <class F> WF_DEVICE void sweep(F f) const
+    template <class F> WF_ON_DEVICE void sweep(F f) const
     {
         for (int i = threadIdx.x; i * V < n; i += WIDE) {
             const dev::vec<T, V> v = packed[i];
@@ -212,7 +212,7 @@ template <class T> constexpr int64_t segment_of = WIDE * VECTORS * vec_of<T>;
 
 template <class T> using Segment = InRegisters<T, WIDE>;
 
-template <class T, class W> WF_DEVICE Segment<T> segment_at(const Forward<T, W> &p, int64_t segment)
+template <class T, class W> WF_ON_DEVICE Segment<T> segment_at(const Forward<T, W> &p, int64_t segment)
 {
     Segment<T> x;
     x.begin = segment * segment_of<T>;

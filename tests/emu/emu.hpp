@@ -20,7 +20,7 @@
 #undef __global__
 #define __global__ __attribute__((noinline))
 
-#define WF_DEVICE inline __attribute__((always_inline))
+#define WF_ON_DEVICE inline __attribute__((always_inline))
 #define WF_HOST_DEVICE inline __attribute__((always_inline))
 #define WF_AT_ARG , emu::Site site = emu::Site::here()
 #define WF_AT_PASS , site
@@ -123,11 +123,11 @@ inline void __threadfence()
 {
     emu::fence();
 }
-template <class T> WF_DEVICE T min(T a, T b)
+template <class T> WF_ON_DEVICE T min(T a, T b)
 {
     return b < a ? b : a;
 }
-template <class T> WF_DEVICE T max(T a, T b)
+template <class T> WF_ON_DEVICE T max(T a, T b)
 {
     return a < b ? b : a;
 }
@@ -148,44 +148,44 @@ template <class T> class shared
     template <class U, class = typename std::enable_if<std::is_same<const U, T>::value>::type>
     shared(shared<U> s) : p_(s) {}
     operator T *() const { return p_; }
-    template <class I> WF_DEVICE T &operator[](I i) const
+    template <class I> WF_ON_DEVICE T &operator[](I i) const
     {
         emu::shared_access(p_ + i, sizeof(T), alignof(T));
         return p_[i];
     }
-    template <class I> WF_DEVICE shared operator+(I n) const { return shared(p_ + n); }
-    WF_DEVICE T *operator->() const { return &(*this)[0]; }
-    WF_DEVICE T &operator*() const { return (*this)[0]; }
+    template <class I> WF_ON_DEVICE shared operator+(I n) const { return shared(p_ + n); }
+    WF_ON_DEVICE T *operator->() const { return &(*this)[0]; }
+    WF_ON_DEVICE T &operator*() const { return (*this)[0]; }
 
   private:
     T *p_;
 };
 
-template <class U, class T> WF_DEVICE shared<U> recast(shared<T> s)
+template <class U, class T> WF_ON_DEVICE shared<U> recast(shared<T> s)
 {
     return shared<U>(reinterpret_cast<U *>(static_cast<T *>(s)));
 }
 
-template <class V> WF_DEVICE V read(const void *p, emu::Site site)
+template <class V> WF_ON_DEVICE V read(const void *p, emu::Site site)
 {
     emu::global_access(p, sizeof(V), emu::Access::read, site);
     return *static_cast<const V *>(p);
 }
-template <class V> WF_DEVICE void write(void *p, const V &value, emu::Site site)
+template <class V> WF_ON_DEVICE void write(void *p, const V &value, emu::Site site)
 {
     emu::global_access(p, sizeof(V), emu::Access::write, site);
     *static_cast<V *>(p) = value;
 }
-template <class V> WF_DEVICE V read_stream(const void *p, emu::Site site)
+template <class V> WF_ON_DEVICE V read_stream(const void *p, emu::Site site)
 {
     return read<V>(p, site);
 }
-template <class V> WF_DEVICE void write_stream(void *p, const V &value, emu::Site site)
+template <class V> WF_ON_DEVICE void write_stream(void *p, const V &value, emu::Site site)
 {
     write(p, value, site);
 }
 
-template <class T> WF_DEVICE T add_atomically(T *p, T value, emu::Site site)
+template <class T> WF_ON_DEVICE T add_atomically(T *p, T value, emu::Site site)
 {
     emu::global_access(p, sizeof(T), emu::Access::write, site);
     emu::before_atomic(p);
@@ -194,7 +194,7 @@ template <class T> WF_DEVICE T add_atomically(T *p, T value, emu::Site site)
     return old;
 }
 
-WF_DEVICE void copy_async16(void *s, const void *p, emu::Site site)
+WF_ON_DEVICE void copy_async16(void *s, const void *p, emu::Site site)
 {
     emu::async_copy16(s, p, site);
 }

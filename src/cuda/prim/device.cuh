@@ -33,7 +33,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define WF_DEVICE __device__ __forceinline__
+#define WF_ON_DEVICE __device__ __forceinline__
 #define WF_HOST_DEVICE __host__ __device__ __forceinline__
 #define WF_AT_ARG // where the emulator's reports say something happened
 #define WF_AT_PASS
@@ -47,24 +47,24 @@ namespace dev {
 
 template <class T> using shared = T *;
 
-template <class U, class T> WF_DEVICE shared<U> recast(T *s)
+template <class U, class T> WF_ON_DEVICE shared<U> recast(T *s)
 {
     return reinterpret_cast<U *>(s);
 }
 
 // Plain accesses are the compiler's own: ld.global and st.global of the width of V.
-template <class V> WF_DEVICE V read(const void *p)
+template <class V> WF_ON_DEVICE V read(const void *p)
 {
     return *static_cast<const V *>(p);
 }
 
-template <class V> WF_DEVICE void write(void *p, const V &value)
+template <class V> WF_ON_DEVICE void write(void *p, const V &value)
 {
     *static_cast<V *>(p) = value;
 }
 
 // Never .nc: y may be x. "memory": two accesses to one element keep their order.
-template <class V> WF_DEVICE V read_stream(const void *p)
+template <class V> WF_ON_DEVICE V read_stream(const void *p)
 {
     const size_t at = __cvta_generic_to_global(p);
     V value;
@@ -94,7 +94,7 @@ template <class V> WF_DEVICE V read_stream(const void *p)
     return value;
 }
 
-template <class V> WF_DEVICE void write_stream(void *p, const V &value)
+template <class V> WF_ON_DEVICE void write_stream(void *p, const V &value)
 {
     const size_t at = __cvta_generic_to_global(p);
     if constexpr (sizeof(V) == 16) {
@@ -121,30 +121,30 @@ template <class V> WF_DEVICE void write_stream(void *p, const V &value)
     }
 }
 
-template <class T> WF_DEVICE T add_atomically(T *p, T value)
+template <class T> WF_ON_DEVICE T add_atomically(T *p, T value)
 {
     return atomicAdd(p, value);
 }
 
 // .cg: past L1, as data that is read once should go.
-WF_DEVICE void copy_async16(void *s, const void *p)
+WF_ON_DEVICE void copy_async16(void *s, const void *p)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                  :: "r"(static_cast<unsigned>(__cvta_generic_to_shared(s))), "l"(__cvta_generic_to_global(p)) : "memory");
 }
 
-WF_DEVICE void cp_async_commit()
+WF_ON_DEVICE void cp_async_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-template <int N> WF_DEVICE void cp_async_wait()
+template <int N> WF_ON_DEVICE void cp_async_wait()
 {
     asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
 }
 
 // Below sm_90 there are no clusters: a launch with some fails, and one without sees a cluster of one block.
-WF_DEVICE unsigned cluster_rank()
+WF_ON_DEVICE unsigned cluster_rank()
 {
     unsigned rank = 0;
 #if __CUDA_ARCH__ >= 900
@@ -153,7 +153,7 @@ WF_DEVICE unsigned cluster_rank()
     return rank;
 }
 
-WF_DEVICE unsigned cluster_size()
+WF_ON_DEVICE unsigned cluster_size()
 {
     unsigned size = 1;
 #if __CUDA_ARCH__ >= 900
@@ -162,7 +162,7 @@ WF_DEVICE unsigned cluster_size()
     return size;
 }
 
-WF_DEVICE void cluster_sync()
+WF_ON_DEVICE void cluster_sync()
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -171,7 +171,7 @@ WF_DEVICE void cluster_sync()
 #endif
 }
 
-template <class T> WF_DEVICE shared<T> cluster_map(T *s, unsigned rank)
+template <class T> WF_ON_DEVICE shared<T> cluster_map(T *s, unsigned rank)
 {
 #if __CUDA_ARCH__ >= 900
     size_t there;
@@ -236,53 +236,53 @@ template <int N, class T> WF_HOST_DEVICE bool aligned(global<T> h)
     return reinterpret_cast<uintptr_t>(address(h)) % (sizeof(T) * N) == 0;
 }
 
-template <int N, class T> WF_DEVICE vec<typename global<T>::element, N> load_vec(global<T> h, int64_t i WF_AT_ARG)
+template <int N, class T> WF_ON_DEVICE vec<typename global<T>::element, N> load_vec(global<T> h, int64_t i WF_AT_ARG)
 {
     return read<vec<typename global<T>::element, N>>(address(h) + i WF_AT_PASS);
 }
 
-template <int N, class T> WF_DEVICE vec<typename global<T>::element, N> load_vec_stream(global<T> h, int64_t i WF_AT_ARG)
+template <int N, class T> WF_ON_DEVICE vec<typename global<T>::element, N> load_vec_stream(global<T> h, int64_t i WF_AT_ARG)
 {
     return read_stream<vec<typename global<T>::element, N>>(address(h) + i WF_AT_PASS);
 }
 
-template <int N, class T> WF_DEVICE void store_vec(global<T> h, int64_t i, vec<T, N> value WF_AT_ARG)
+template <int N, class T> WF_ON_DEVICE void store_vec(global<T> h, int64_t i, vec<T, N> value WF_AT_ARG)
 {
     write(address(h) + i, value WF_AT_PASS);
 }
 
-template <int N, class T> WF_DEVICE void store_vec_stream(global<T> h, int64_t i, vec<T, N> value WF_AT_ARG)
+template <int N, class T> WF_ON_DEVICE void store_vec_stream(global<T> h, int64_t i, vec<T, N> value WF_AT_ARG)
 {
     write_stream(address(h) + i, value WF_AT_PASS);
 }
 
-template <class T> WF_DEVICE typename global<T>::element load(global<T> h, int64_t i WF_AT_ARG)
+template <class T> WF_ON_DEVICE typename global<T>::element load(global<T> h, int64_t i WF_AT_ARG)
 {
     return read<typename global<T>::element>(address(h) + i WF_AT_PASS);
 }
 
-template <class T> WF_DEVICE typename global<T>::element load_stream(global<T> h, int64_t i WF_AT_ARG)
+template <class T> WF_ON_DEVICE typename global<T>::element load_stream(global<T> h, int64_t i WF_AT_ARG)
 {
     return read_stream<typename global<T>::element>(address(h) + i WF_AT_PASS);
 }
 
-template <class T> WF_DEVICE void store(global<T> h, int64_t i, typename global<T>::element value WF_AT_ARG)
+template <class T> WF_ON_DEVICE void store(global<T> h, int64_t i, typename global<T>::element value WF_AT_ARG)
 {
     write(address(h) + i, value WF_AT_PASS);
 }
 
-template <class T> WF_DEVICE void store_stream(global<T> h, int64_t i, typename global<T>::element value WF_AT_ARG)
+template <class T> WF_ON_DEVICE void store_stream(global<T> h, int64_t i, typename global<T>::element value WF_AT_ARG)
 {
     write_stream(address(h) + i, value WF_AT_PASS);
 }
 
-template <class T> WF_DEVICE T atomic_add(global<T> h, int64_t i, T value WF_AT_ARG)
+template <class T> WF_ON_DEVICE T atomic_add(global<T> h, int64_t i, T value WF_AT_ARG)
 {
     static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value, "floats would add in any order");
     return add_atomically(address(h) + i, value WF_AT_PASS);
 }
 
-template <class S, class T> WF_DEVICE void cp_async16(S s, global<T> h, int64_t i WF_AT_ARG)
+template <class S, class T> WF_ON_DEVICE void cp_async16(S s, global<T> h, int64_t i WF_AT_ARG)
 {
     void *to = s;
     copy_async16(to, address(h) + i WF_AT_PASS);

@@ -43,19 +43,19 @@ template <> struct moments_for<double> {
 };
 template <class R> using moments_of = typename moments_for<R>::type;
 
-WF_DEVICE bool in_range(float m2) { return single::moments_in_range(m2); }
-WF_DEVICE bool in_range(double m2) { return twice::moments_in_range(m2); }
-WF_DEVICE int exponent_of(float x) { return single::moments_exponent(x); }
-WF_DEVICE int exponent_of(double x) { return twice::moments_exponent(x); }
-WF_DEVICE float absolute(float x) { return fabsf(x); }
-WF_DEVICE double absolute(double x) { return fabs(x); }
-WF_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-WF_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+WF_ON_DEVICE bool in_range(float m2) { return single::moments_in_range(m2); }
+WF_ON_DEVICE bool in_range(double m2) { return twice::moments_in_range(m2); }
+WF_ON_DEVICE int exponent_of(float x) { return single::moments_exponent(x); }
+WF_ON_DEVICE int exponent_of(double x) { return twice::moments_exponent(x); }
+WF_ON_DEVICE float absolute(float x) { return fabsf(x); }
+WF_ON_DEVICE double absolute(double x) { return fabs(x); }
+WF_ON_DEVICE float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+WF_ON_DEVICE double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
 // 2^e, for e that a factor of its own can have: normal in R.
-template <class R> WF_DEVICE R power_of_two(int e) { return (R)ldexp(1.0, e); }
+template <class R> WF_ON_DEVICE R power_of_two(int e) { return (R)ldexp(1.0, e); }
 
-template <class R, class M> WF_DEVICE void shift_mean(R center, R lo, M &m)
+template <class R, class M> WF_ON_DEVICE void shift_mean(R center, R lo, M &m)
 {
     if constexpr (sizeof(R) == 4)
         single::moments_shift(center, 0, lo, 1, &m.mean, &m.mean_lo);
@@ -64,14 +64,14 @@ template <class R, class M> WF_DEVICE void shift_mean(R center, R lo, M &m)
 }
 
 // Either may be empty.
-template <class M> WF_DEVICE M merge(const M &a, int64_t a_count, const M &b, int64_t b_count)
+template <class M> WF_ON_DEVICE M merge(const M &a, int64_t a_count, const M &b, int64_t b_count)
 {
     return b_count == 0 ? a : a_count == 0 ? b : moments_merge(a, a_count, b, b_count);
 }
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-template <int LANES, class R> WF_DEVICE R lanes_sum(R value)
+template <int LANES, class R> WF_ON_DEVICE R lanes_sum(R value)
 {
 #pragma unroll
     for (int step = 1; step < LANES; step *= 2)
@@ -80,7 +80,7 @@ template <int LANES, class R> WF_DEVICE R lanes_sum(R value)
 }
 
 // NaN if any value is.
-template <int LANES, class R> WF_DEVICE R lanes_max(R value)
+template <int LANES, class R> WF_ON_DEVICE R lanes_max(R value)
 {
 #pragma unroll
     for (int step = 1; step < LANES; step *= 2) {
@@ -91,7 +91,7 @@ template <int LANES, class R> WF_DEVICE R lanes_max(R value)
 }
 
 // x[0] + ... + x[N - 1], pairs first. N is a power of two.
-template <int N, class R> WF_DEVICE R tree_sum(R (&x)[N])
+template <int N, class R> WF_ON_DEVICE R tree_sum(R (&x)[N])
 {
 #pragma unroll
     for (int width = N / 2; width > 0; width /= 2)
@@ -102,7 +102,7 @@ template <int N, class R> WF_DEVICE R tree_sum(R (&x)[N])
 }
 
 // How many of n elements belong to a part that takes `size` of every `round` elements, from the first-th on.
-WF_DEVICE int part_of(int n, int round, int first, int size)
+WF_ON_DEVICE int part_of(int n, int round, int first, int size)
 {
     const int rest = n % round - first;
     return n / round * size + (rest < 0 ? 0 : smallest(rest, size));
@@ -113,7 +113,7 @@ WF_DEVICE int part_of(int n, int round, int first, int size)
 // is rough (its sum, from the first value, is exact only for constant data); the second sweep's sum of deviations corrects
 // it. Squares that leave the range are summed once more, brought near 1 by a power of two.
 template <int LANES, int N, class R, class Part>
-WF_DEVICE moments_of<R> lanes_moments(const Part &part, int count, bool centered)
+WF_ON_DEVICE moments_of<R> lanes_moments(const Part &part, int count, bool centered)
 {
     R center = 0;
     if (centered) {
@@ -174,7 +174,7 @@ WF_DEVICE moments_of<R> lanes_moments(const Part &part, int count, bool centered
 }
 
 // One set of moments per lane, count values each; empty ones stand at the end.
-template <int LANES, class M> WF_DEVICE M lanes_merge(M m, int64_t count)
+template <int LANES, class M> WF_ON_DEVICE M lanes_merge(M m, int64_t count)
 {
 #pragma unroll 1
     for (int step = 1; step < LANES; step *= 2) {
@@ -193,7 +193,7 @@ template <int LANES, class M> WF_DEVICE M lanes_merge(M m, int64_t count)
 
 // count_of(w): how many values warp w has.
 template <int WARPS, class M, class CountOf>
-WF_DEVICE M block_merge(M m, CountOf count_of, dev::shared<M> scratch)
+WF_ON_DEVICE M block_merge(M m, CountOf count_of, dev::shared<M> scratch)
 {
     const int lane = threadIdx.x % 32, warp = lane % WARPS;
     if (lane == 0)
@@ -205,7 +205,7 @@ WF_DEVICE M block_merge(M m, CountOf count_of, dev::shared<M> scratch)
 }
 
 // count_of(r): how many values the block of rank r has. At most 8 blocks.
-template <class M, class CountOf> WF_DEVICE M cluster_merge(M m, CountOf count_of, dev::shared<M> slot)
+template <class M, class CountOf> WF_ON_DEVICE M cluster_merge(M m, CountOf count_of, dev::shared<M> slot)
 {
     const unsigned rank = threadIdx.x % 8;
     const bool     present = rank < dev::cluster_size();
@@ -222,13 +222,13 @@ template <class M, class CountOf> WF_DEVICE M cluster_merge(M m, CountOf count_o
 template <class R> struct LongSum {
     R sum = 0, lost = 0;
 
-    WF_DEVICE void add(R value)
+    WF_ON_DEVICE void add(R value)
     {
         const R total = sum + value, added = total - sum;
         lost += (sum - (total - added)) + (value - added);
         sum = total;
     }
-    WF_DEVICE R value() const { return isfinite(lost) ? sum + lost : sum; }
+    WF_ON_DEVICE R value() const { return isfinite(lost) ? sum + lost : sum; }
 };
 
 template <class R> struct pair {
@@ -237,11 +237,11 @@ template <class R> struct pair {
 
 // The sum over all threads that share the row: LANES lanes of a warp, or WARPS warps of a block and, with clustered, of each
 // of at most 8 blocks.
-template <int LANES, class R> WF_DEVICE pair<R> lanes_sums(pair<R> s)
+template <int LANES, class R> WF_ON_DEVICE pair<R> lanes_sums(pair<R> s)
 {
     return {lanes_sum<LANES>(s.g), lanes_sum<LANES>(s.gx)};
 }
-template <int WARPS, class R> WF_DEVICE pair<R> row_sums(pair<R> s, dev::shared<pair<R>> scratch, bool clustered)
+template <int WARPS, class R> WF_ON_DEVICE pair<R> row_sums(pair<R> s, dev::shared<pair<R>> scratch, bool clustered)
 {
     const int lane = threadIdx.x % 32, parts = clustered ? (int)dev::cluster_size() * WARPS : WARPS;
     s = lanes_sums<32>(s);

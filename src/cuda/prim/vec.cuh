@@ -30,12 +30,12 @@ template <class T> using real_of = typename arithmetic<T>::real;
 
 template <class T> constexpr int vec_of = 16 / (int)sizeof(T);
 
-WF_DEVICE float up(float x) { return x; }
-WF_DEVICE double up(double x) { return x; }
-WF_DEVICE float up(__half x) { return __half2float(x); }
-WF_DEVICE float up(__nv_bfloat16 x) { return __bfloat162float(x); }
+WF_ON_DEVICE float up(float x) { return x; }
+WF_ON_DEVICE double up(double x) { return x; }
+WF_ON_DEVICE float up(__half x) { return __half2float(x); }
+WF_ON_DEVICE float up(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-template <class T> WF_DEVICE T down(real_of<T> x)
+template <class T> WF_ON_DEVICE T down(real_of<T> x)
 {
     if constexpr (std::is_same<T, __half>::value)
         return __float2half_rn(x);
@@ -55,7 +55,7 @@ template <class I> WF_HOST_DEVICE I smallest(I a, I b)
     return a < b ? a : b;
 }
 
-WF_DEVICE int valid_in(int begin, int end, int n)
+WF_ON_DEVICE int valid_in(int begin, int end, int n)
 {
     const int left = end - begin;
     return left >= n ? n : left > 0 ? left : 0;
@@ -69,7 +69,7 @@ template <int N, class T> bool row_is_wide(dev::global<T> h, int64_t rows, int64
 }
 
 template <bool Stream, int N, class T>
-WF_DEVICE dev::vec<typename dev::global<T>::element, N> load_packed(dev::global<T> h, int64_t at, int valid, bool wide)
+WF_ON_DEVICE dev::vec<typename dev::global<T>::element, N> load_packed(dev::global<T> h, int64_t at, int valid, bool wide)
 {
     using element = typename dev::global<T>::element;
     if (wide && valid == N)
@@ -81,7 +81,7 @@ WF_DEVICE dev::vec<typename dev::global<T>::element, N> load_packed(dev::global<
     return packed;
 }
 
-template <int N, class T> WF_DEVICE void unpack(const dev::vec<T, N> &packed, real_of<T> (&reals)[N])
+template <int N, class T> WF_ON_DEVICE void unpack(const dev::vec<T, N> &packed, real_of<T> (&reals)[N])
 {
 #pragma unroll
     for (int j = 0; j < N; j++)
@@ -89,7 +89,7 @@ template <int N, class T> WF_DEVICE void unpack(const dev::vec<T, N> &packed, re
 }
 
 template <int N, class T>
-WF_DEVICE void load_reals(dev::global<T> h, int64_t at, int valid, bool wide,
+WF_ON_DEVICE void load_reals(dev::global<T> h, int64_t at, int valid, bool wide,
                           real_of<typename dev::global<T>::element> (&reals)[N])
 {
     using element = typename dev::global<T>::element;
@@ -104,7 +104,7 @@ WF_DEVICE void load_reals(dev::global<T> h, int64_t at, int valid, bool wide,
 }
 
 template <bool Stream, int N, class T>
-WF_DEVICE void store_reals(dev::global<T> h, int64_t at, int valid, bool wide, const real_of<T> (&reals)[N])
+WF_ON_DEVICE void store_reals(dev::global<T> h, int64_t at, int valid, bool wide, const real_of<T> (&reals)[N])
 {
     constexpr int n = N < vec_of<T> ? N : vec_of<T>;
 #pragma unroll
