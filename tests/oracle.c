@@ -186,6 +186,7 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
     const Case *c = p->c;
     const double u = unit_roundoff(p), log2_m = p->per_param > 1 ? log2((double)p->per_param) : 0;
     const bool flows = !frozen(p); /* through the statistics too */
+    const double normal = least(stat_dtype(c->x)) / u; /* a smaller xhat is rounded as if it were this large */
     Quad *mean_g = zeros(p->slots), *mean_gx = zeros(p->slots), *xhat = zeros(p->count);
     double *abs_g = calloc((size_t)p->slots + 1, sizeof *abs_g), *abs_gx = calloc((size_t)p->slots + 1, sizeof *abs_gx);
     double *widened = calloc((size_t)p->slots + 1, sizeof *widened); /* what rounding the mean adds to |xhat| */
@@ -208,7 +209,7 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
         const double abs_dy = fabs((double)p->dy[i]), abs_xhat = fabs((double)xhat[i]) + widened[slot];
         abs_g[slot] += fabs((double)g);
         abs_gx[slot] += fabs((double)g) * abs_xhat;
-        dgamma->bar[param] += loose[slot] ? HUGE_VAL : abs_dy * (centered(p) ? fmax(1, abs_xhat) : abs_xhat);
+        dgamma->bar[param] += loose[slot] ? HUGE_VAL : abs_dy * fmax(centered(p) ? 1 : normal, abs_xhat);
         if (!centered(p))
             continue;
         dbeta->value[param] += p->dy[i];
