@@ -266,8 +266,11 @@ static wf_exec plan_where(const Plan *plan, const Call *call)
         where.variant = wf_variant(call->op->name, WF_CPU, (int)(plan->variant % 4) - 1);
     if (is_wrong(plan, EXEC_FLAGS, &how))
         where.flags |= 1u << how % 32;
+    /* WF_CUDA where it must refuse: the buffers here are the host's, which a kernel may not be given. */
     if (is_wrong(plan, BACKEND, &how))
-        where.backend = (wf_backend)(how % 2 == 0 ? 1 : (int)how - 2);
+        where.backend = (wf_backend)(how % 2 == 0 ? WF_CUDA : (int)how - 2);
+    if (where.backend == WF_CUDA && wf_variant(call->op->name, WF_CUDA, 0))
+        where.backend = (wf_backend)2;
     if (is_wrong(plan, THREADS, &how)) {
         if (how & 1)
             where.threads = -(int32_t)how;
