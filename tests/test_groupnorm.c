@@ -7,6 +7,7 @@ static const char *const lines[] = {
     "groupnorm_forward x=f32 n=2 c=2500 hw=3 groups=2 layout=nhwc", /* a group wider than a tile of any kernel */
     "groupnorm_backward x=f32 n=2 c=2500 hw=3 groups=2",
     "groupnorm_backward x=bf16 w=f32 n=1 c=2500 hw=3 groups=1 layout=nhwc",
+    "groupnorm_forward x=f32 n=1 c=40000 hw=1 groups=2",
     "+groupnorm_forward x=f32 n=65537 c=3 hw=1 groups=3",
     "+groupnorm_forward x=bf16 w=f32 n=131073 c=1 hw=2 groups=1",
     "+groupnorm_backward x=f32 n=65537 c=3 hw=1 groups=3",

@@ -274,7 +274,7 @@ def write_table(mutants, results, seed):
         r = results[key(m)]
         where, change = f"{m['path']}:{m['line']}", f"{shown(m['old'])} -> {shown(m['new'])}"
         result = f"killed by {r['by']} ({r['effort']})" if r["result"] == "killed" else f"**{r['result']}**"
-        note = known.get((where, change), "") if r["result"] == "survived" else ""
+        note = known.get((where, change), "") if r["result"] != "killed" else ""
         lines.append(f"| {number} | {where} | {m['operator'].replace('_', ' ')} | {change} | {result} | {note} |")
     with open(TABLE, "w", encoding="utf-8") as stream:
         stream.write("\n".join(lines) + "\n")
