@@ -7,10 +7,10 @@
  *   with   your buffers. The library never keeps them. NULL means absent.
  *   where  back-end, stream, threads, scratch memory.
  *
- * The library itself never allocates (the OpenMP runtime may), never waits for the device and never prints, unless
- * WELFORD_VERBOSE=1 was set at the first call: then each call writes one line to stderr. A call may be captured in a
- * CUDA graph. Any number of threads may call at once; libgomp does not survive a fork, so do not call in a child forked
- * after the parent called without parallel_for.
+ * The library itself never allocates (the OpenMP runtime may, and the loader for a thread's error text), never waits for
+ * the device and never prints, unless WELFORD_VERBOSE=1 was set at the first call: then each call writes one line to
+ * stderr. A call may be captured in a CUDA graph. Any number of threads may call at once; libgomp does not survive a
+ * fork, so do not call in a child forked after the parent called without parallel_for.
  *
  * The same call gives the same bits, run after run, for any number of threads, alignment, stride, in place or not, and
  * on the CPU on every processor, in any rounding or flush-to-zero mode of the caller; a row or sample has the same bits

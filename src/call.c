@@ -10,8 +10,9 @@
 
 #include "common/fpmode.h"
 
-/* initial-exec: the default model may allocate at a thread's first access. */
-static _Thread_local char error_detail[256] __attribute__((tls_model("initial-exec")));
+/* The default TLS model, for which the loader may allocate at a thread's first failure: initial-exec would not, but then a
+ * program cannot dlopen the library once a static CUDA runtime is in it, which has a page of TLS of its own. */
+static _Thread_local char error_detail[256];
 
 const char *wf_error_detail(void)
 {
