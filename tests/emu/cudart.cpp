@@ -13,7 +13,7 @@ namespace emu {
 struct Kernel {
     Invoke invoke;
     size_t params_size;
-    int    most_dynamic_shared = 48 << 10;
+    int    most_dynamic_shared = -1; // as cudaFuncSetAttribute said; else what the default leaves
     bool   large_clusters = false;
 };
 
@@ -111,7 +111,9 @@ static cudaError_t launch(const cudaLaunchConfig_t &config, const void *function
         return cudaErrorInvalidConfiguration;
     if (l.cluster == 0 || g.x % l.cluster || l.cluster > (kernel.large_clusters ? 16u : 8u))
         return cudaErrorInvalidClusterSize;
-    if (l.smem > static_cast<size_t>(kernel.most_dynamic_shared))
+    const bool default_room = kernel.most_dynamic_shared < 0;
+    l.shared_room = static_cast<size_t>(default_room ? rt.device.shared_default : rt.device.shared_most);
+    if (l.smem > (default_room ? l.shared_room : static_cast<size_t>(kernel.most_dynamic_shared)))
         return cudaErrorInvalidValue;
     const std::vector<char> params(static_cast<char *>(args[0]), static_cast<char *>(args[0]) + kernel.params_size);
     l.kernel = function;

@@ -211,8 +211,9 @@ void *SharedMemory::get(const void *key, size_t size)
             return base + a.offset;
     }
     payload += (size + 15) / 16 * 16;
-    if (payload > static_cast<size_t>(emu_device().shared_most))
-        fail("shared-memory", {}, "a block uses %zu bytes, and there are %d", payload, emu_device().shared_most);
+    if (payload > current_launch().shared_room) // on a device such a launch fails: what is static is known there
+        fail("shared-memory", {}, "a block uses %zu bytes, this launch has %zu: cudaFuncSetAttribute gives more up to %d",
+             payload, current_launch().shared_room, emu_device().shared_most);
     const Untracked guard;
     const size_t offset = (used + kRedZone + 127) / 128 * 128 + 16; // 16 is what is promised, so give no more
     arrays.push_back({key, offset, size});

@@ -103,7 +103,7 @@ struct Cluster {
 
 struct Launch {
     dim3        grid, block;
-    size_t      smem = 0;
+    size_t      smem = 0, shared_room = 48 << 10; // static and dynamic together
     unsigned    cluster = 1;
     void       *stream = nullptr;
     const void *kernel = nullptr, *params = nullptr;
