@@ -167,6 +167,7 @@ CUDA_SUITES ?= layernorm rmsnorm
 
 ifneq ($(call on,CUDA),)
 include tests/emu/emu.mk
+EMU_PROOFS := $(patsubst %.c,$(O)/%.o,$(wildcard tests/emu/*.c))
 
 define emu_program
 $(EMU)/$1/src/cuda/%.o: src/cuda/%.cu
@@ -174,6 +175,9 @@ $(EMU)/$1/src/cuda/%.o: src/cuda/%.cu
 	$$(Q)$(EMU_CXX_$1) $(EMU_FLAGS_$1) -Wno-unknown-pragmas $$(DEPENDS) -x c++ -c $$< -o $$@
 $(EMU)/$1/check: $(TEST_OBJ) $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/$1/%.o) $(EMU_RUNTIME_$1)
 	@echo "  LINK    emu/$1/check"
+	$$(Q)$(EMU_CXX_$1) $(EMU_LINK_$1) $$^ -o $$@ $$$$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+$(EMU)/$1/check_cuda: $(EMU_PROOFS) $(O)/tests/helpers.a $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/$1/%.o) $(EMU_RUNTIME_$1)
+	@echo "  LINK    emu/$1/check_cuda"
 	$$(Q)$(EMU_CXX_$1) $(EMU_LINK_$1) $$^ -o $$@ $$$$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
 -include $(CUDA_SRC:%.cu=$(EMU)/$1/%.d)
 endef
@@ -186,10 +190,16 @@ check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, o
 check-cuda-asan: $(EMU)/asan/check  ## the same with the kernels under ASan and UBSan
 	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES)
 
+check-cuda-proofs: $(EMU)/plain/check_cuda  ## what only the emulator shows: bytes moved, schedules, failing calls
+	@$< $(ARGS)
+
+meter: $(EMU)/plain/check_cuda  ## what the CUDA kernels move: prints the table and keeps it in docs/meter.md
+	@$< --meter | tee docs/meter.md
+
 check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite; SKIP where there is none
 	@for suite in $(CUDA_SUITES); do CK_FORK=no WELFORD_TEST_BACKEND=cuda $< --gpu $$suite || exit 1; done
 
-check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda)
+check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda check-cuda-proofs)
 endif
 
 run-check: $(O)/tests/check
@@ -337,5 +347,5 @@ FORCE:
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
-.PHONY: check-cuda check-cuda-asan check-gpu
--include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d
+.PHONY: check-cuda check-cuda-asan check-cuda-proofs check-gpu meter
+-include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(EMU_PROOFS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d

@@ -1,0 +1,190 @@
+#include "device_call.h"
+
+#include <check.h>
+#include <cuda_runtime_api.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data.h"
+
+enum { MARGIN = 256, FILL = 0xff };
+
+static void must(cudaError_t error)
+{
+    if (error != cudaSuccess)
+        ck_abort_msg("CUDA: %s", cudaGetErrorString(error));
+}
+
+static void set_fields(DeviceCall *d)
+{
+    const Case *c = &d->c;
+    const struct { const char *name; int64_t value; } integers[] = {
+        {"x_dtype", c->x}, {"w_dtype", c->w}, {"layout", c->layout}, {"kind", c->kind}, {"flags", c->flags},
+        {"rows", c->rows}, {"cols", c->cols}, {"x_stride", c->x_stride}, {"y_stride", c->y_stride},
+        {"dx_stride", c->dx_stride}, {"dy_stride", c->dy_stride}, {"n", c->n}, {"c", c->c}, {"hw", c->hw},
+        {"groups", c->groups},
+    };
+    const struct { const char *name; double value; } reals[] = {
+        {"eps", c->eps}, {"momentum", c->momentum}, {"weight_offset", c->weight_offset}, {"p", c->p},
+    };
+    for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
+        if (api_field(d->api.op, integers[i].name))
+            api_set_integer(&d->api, integers[i].name, integers[i].value);
+    for (size_t i = 0; i < sizeof reals / sizeof *reals; i++)
+        if (api_field(d->api.op, reals[i].name))
+            api_set_double(&d->api, reals[i].name, reals[i].value);
+}
+
+/* What the case does not give. */
+static bool is_absent(const Case *c, const Buffer *b)
+{
+    static const struct { const char *name; uint32_t null; } bits[] = {
+        {"dx", NULL_DX}, {"gamma", NULL_GAMMA}, {"beta", NULL_BETA}, {"dgamma", NULL_DGAMMA}, {"dbeta", NULL_DBETA},
+        {"mean_lo", NULL_MEAN_LO}, {"mask", NULL_MASK},
+        {"mean", NULL_MEAN}, {"rstd", NULL_RSTD}, {"rrms", NULL_RSTD},
+    };
+    if (b->extent == EXTENT_WORD)
+        return c->seed % 2 == 0;
+    if (strncmp(b->name, "running", 7) == 0)
+        return !b->needed && c->running == RUNNING_NONE;
+    for (size_t i = 0; i < sizeof bits / sizeof *bits; i++)
+        if (strcmp(b->name, bits[i].name) == 0)
+            return !b->needed && c->null & bits[i].null;
+    return false;
+}
+
+static void vary(DeviceCall *d, int i)
+{
+    const int64_t count = (int64_t)(d->api.size[i] / dtype_size(d->c.x));
+    for (int64_t k = 0; k < count; k++)
+        dtype_store(d->c.x, d->api.memory[i], k, (double)(k * (k + 37 + i) % 101) / 8 - 5);
+    memcpy(d->api.copy[i], d->api.memory[i], d->api.size[i]);
+}
+
+/* A copy of the host's bytes on the device, `off` bytes past a multiple of 256. */
+static void *place(const void *from, size_t size, size_t off)
+{
+    char *base;
+    must(cudaMalloc((void **)&base, MARGIN + off + size + MARGIN));
+    must(cudaMemset(base, FILL, MARGIN + off + size + MARGIN));
+    must(cudaMemcpy(base + MARGIN + off, from, size, cudaMemcpyHostToDevice));
+    return base + MARGIN + off;
+}
+
+static size_t offset_of(const DeviceCall *d, int i)
+{
+    const Buffer *b = &d->api.op->buffer[i];
+    if (i == WORKSPACE || b->extent >= EXTENT_MASK)
+        return 0;
+    return (size_t)d->c.misalign * dtype_size(b->extent <= EXTENT_DY       ? d->c.x
+                                              : b->extent == EXTENT_PARAMETER ? d->c.w
+                                                                              : stat_dtype(d->c.x));
+}
+
+/* The list's first variant that takes the call. */
+static void find_variant(DeviceCall *d)
+{
+    const char *name;
+    wf_exec     where = d->api.where;
+    where.flags = WF_DRY_RUN;
+    for (int i = 0; (name = wf_variant(op_name(d->c.op), WF_CUDA, i)); i++) {
+        where.variant = name;
+        if (d->api.op->call(d->api.what, d->api.with, &where) == WF_OK)
+            break;
+    }
+    snprintf(d->variant, sizeof d->variant, "%s", name ? name : "none");
+}
+
+void device_call_begin(DeviceCall *d, const char *line)
+{
+    memset(d, 0, sizeof *d);
+    const char *error = case_parse(&d->c, line);
+    if (error)
+        ck_abort_msg("%s", error);
+    const Operation *op = operations;
+    while (strcmp(op->name, op_name(d->c.op)))
+        op++;
+    api_begin(&d->api, op, 0);
+    set_fields(d);
+    api_fit(&d->api);
+    for (int i = 0; i < MAX_BUFFERS && op->buffer[i].name; i++) {
+        const Buffer *b = &op->buffer[i];
+        void        **given = api_with(&d->api, b);
+        if (b->extent <= EXTENT_DY && !b->output)
+            vary(d, i);
+        if (*given && !is_absent(&d->c, b))
+            d->at[i] = place(d->api.memory[i], d->api.size[i], offset_of(d, i));
+        *given = d->at[i];
+    }
+    wf_exec *where = &d->api.where;
+    where->backend = WF_CUDA;
+    where->workspace_size = d->api.size[WORKSPACE] = op->workspace(d->api.what, WF_CUDA);
+    where->variant = d->c.variant[0] ? d->c.variant : NULL;
+    if (where->workspace_size) {
+        free(d->api.copy[WORKSPACE]);
+        d->api.copy[WORKSPACE] = calloc(1, where->workspace_size);
+        where->workspace = d->at[WORKSPACE] = place(d->api.copy[WORKSPACE], where->workspace_size, 0);
+    }
+    if (d->c.variant[0])
+        memcpy(d->variant, d->c.variant, sizeof d->variant);
+    else
+        find_variant(d);
+}
+
+wf_status device_call(DeviceCall *d)
+{
+    return api_call(&d->api);
+}
+
+static char *base_of(const DeviceCall *d, int i)
+{
+    return (char *)d->at[i] - offset_of(d, i) - MARGIN;
+}
+
+void device_call_end(DeviceCall *d)
+{
+    for (int i = 0; i <= WORKSPACE; i++)
+        if (d->at[i])
+            must(cudaFree(base_of(d, i)));
+    api_end(&d->api);
+}
+
+const char *device_call_name(const DeviceCall *d, int i)
+{
+    return i == WORKSPACE ? "workspace" : d->api.op->buffer[i].name;
+}
+
+bool device_call_output(const DeviceCall *d, int i)
+{
+    return i == WORKSPACE || d->api.op->buffer[i].output;
+}
+
+size_t device_call_size(const DeviceCall *d, int i)
+{
+    return d->at[i] ? d->api.size[i] : 0;
+}
+
+void device_call_fetch(const DeviceCall *d, int i, void *to)
+{
+    must(cudaMemcpy(to, d->at[i], d->api.size[i], cudaMemcpyDeviceToHost));
+}
+
+const char *device_call_damage(const DeviceCall *d)
+{
+    const char *damaged = NULL;
+    for (int i = 0; i <= WORKSPACE && !damaged; i++) {
+        if (!d->at[i])
+            continue;
+        const size_t   size = d->api.size[i], front = MARGIN + offset_of(d, i), whole = front + size + MARGIN;
+        unsigned char *copy = malloc(whole);
+        must(cudaMemcpy(copy, base_of(d, i), whole, cudaMemcpyDeviceToHost));
+        bool intact = device_call_output(d, i) || !memcmp(copy + front, d->api.copy[i], size);
+        for (size_t k = 0; k < whole; k++)
+            intact &= (k >= front && k < front + size) || copy[k] == FILL;
+        if (!intact)
+            damaged = device_call_name(d, i);
+        free(copy);
+    }
+    return damaged;
+}

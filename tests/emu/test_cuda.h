@@ -1,0 +1,11 @@
+/* test_cuda.h - the suites that need the emulator: what they look at, no GPU shows. */
+#ifndef TESTS_EMU_TEST_CUDA_H
+#define TESTS_EMU_TEST_CUDA_H
+
+#include <check.h>
+
+Suite *cuda_meter_suite(void);
+
+void meter_print(void); /* docs/meter.md, to stdout */
+
+#endif
