@@ -1,0 +1,386 @@
+/* The forward pass of a norm over rows that have statistics of their own, whatever they are in memory: rows of a matrix, or
+ * the sets of a tensor with channels first. A row is read once if it fits on chip: in the registers of 8, 32, 128 or 512
+ * threads, then in the shared memory of a block or of a cluster of blocks. Longer rows are cut into segments, whose moments
+ * are merged before the rows are read again.
+ *
+ * P, a kernel's parameters, knows the rows:
+ *
+ *     P::X, P::R                           an element in memory, and in arithmetic
+ *     rows, cols, centered                 rows of cols elements; not centered: the mean is taken as 0
+ *     x_wide                               vectors of x may be accessed at once
+ *     slice, parts, part, stats            as below, each of them where a variant has it
+ *     place(row, col)                      P::Place: where elements from col on are
+ *     address(place, i)                    of the i-th element from there, in x; elements of a vector lie together
+ *     finish(moments)                      Stats<R>: what the row is normalized with
+ *     keep(row, moments, stats)            by one thread of the row: results that are statistics
+ *     write(place, i, valid, x[V], stats)  the valid first of V elements from the i-th on, from x */
+#ifndef WELFORD_CUDA_ROWS_FORWARD_CUH
+#define WELFORD_CUDA_ROWS_FORWARD_CUH
+
+#include "cuda.h"
+#include "prim/reduce.cuh"
+
+enum {
+    WIDE = 512,                  /* threads of a block that has a long row, or a slice or segment of it */
+    HELD_SIZE = 64,              /* bytes of a row that a thread holds in registers */
+    SHARED_SIZE_MAX = 96 * 1024, /* bytes of a row in one block: two blocks a multiprocessor on sm_90, one on sm_120 */
+    CLUSTER_SLICE = 32 * 1024,   /* bytes of a row for which another block joins the cluster, */
+    CLUSTER_MAX = 8,             /* up to so many, as every device with clusters has them */
+};
+
+template <class T> constexpr int64_t segment_of = WIDE * HELD_SIZE / (int)sizeof(T);
+
+template <class R> struct Stats {
+    R mean, mean_lo, rstd;
+};
+
+/* What every P has, and what most have. */
+template <class T> struct Rows {
+    using X = T;
+    using R = real_of<T>;
+    dev::global<const T> x;
+    dev::global<T>       y;
+    dev::global<R>       mean, mean_lo, rstd;
+    int64_t              rows, cols;
+    R                    eps;
+    bool                 centered, x_wide, y_wide;
+    int64_t              slice; /* elements that a block of a cluster holds */
+    int64_t              parts; /* of a row: segments, where it is cut into some */
+    dev::global<R>       part;  /* [rows, parts]: moments */
+    dev::global<R>       stats; /* [rows]: what a row is normalized with */
+
+    WF_ON_DEVICE int64_t part_at(int64_t row, int64_t i) const { return row * parts + i; }
+    WF_ON_DEVICE int64_t before(int64_t i) const { return smallest(cols, i * segment_of<T>); }
+
+    template <class M> WF_ON_DEVICE Stats<R> finish(const M &m) const
+    {
+        return {m.mean, m.mean_lo, moments_rstd(m, cols, eps)};
+    }
+
+    WF_ON_DEVICE void keep_stats(int64_t row, const Stats<R> &s) const
+    {
+        if (mean)
+            dev::store(mean, row, s.mean);
+        if (mean_lo)
+            dev::store(mean_lo, row, s.mean_lo);
+        if (rstd)
+            dev::store(rstd, row, s.rstd);
+    }
+};
+
+template <class R> WF_ON_DEVICE Stats<R> load_stats(dev::global<R> stats, int64_t i)
+{
+    return {dev::load(stats, i * 3), dev::load(stats, i * 3 + 1), dev::load(stats, i * 3 + 2)};
+}
+
+template <class R> WF_ON_DEVICE void store_stats(dev::global<R> stats, int64_t i, const Stats<R> &s)
+{
+    dev::store(stats, i * 3, s.mean);
+    dev::store(stats, i * 3 + 1, s.mean_lo);
+    dev::store(stats, i * 3 + 2, s.rstd);
+}
+
+/* A record is of four reals; the first is aligned for vectors. */
+template <class R> WF_ON_DEVICE moments_of<R> load_moments(dev::global<R> part, int64_t i)
+{
+    R record[4];
+    load_reals(part, i * 4, 4, true, record);
+    return {record[0], record[1], record[2], (int32_t)record[3]};
+}
+
+template <class R, class M> WF_ON_DEVICE void store_moments(dev::global<R> part, int64_t i, const M &m)
+{
+    const R record[4] = {m.mean, m.mean_lo, m.m2, (R)m.scale};
+    store_reals<false>(part, i * 4, 4, true, record);
+}
+
+/* ---- rows in registers ------------------------------------------------------------------------------------------- */
+
+/* n elements of a row from a place on, packed in the registers of G threads: vector k of member t begins at
+ * (k * G + t) * V. */
+template <class T, int G, int V> struct InRegisters {
+    static constexpr int VECTORS = HELD_SIZE / (V * (int)sizeof(T));
+    dev::vec<T, V>       packed[VECTORS];
+    int                  n, member;
+
+    WF_ON_DEVICE int offset(int k) const { return (k * G + member) * V; }
+    WF_ON_DEVICE int valid(int k) const { return valid_in(offset(k), n, V); }
+
+    template <bool Stream, class P> WF_ON_DEVICE void load(const P &p, const typename P::Place &place)
+    {
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++)
+            packed[k] = load_packed<Stream, V>(p.x, p.address(place, offset(k)), valid(k), p.x_wide);
+    }
+
+    WF_ON_DEVICE real_of<T> first() const { return up(packed[0].v[0]); }
+
+    template <class F> WF_ON_DEVICE void sweep(F f) const
+    {
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++) {
+            if (valid(k) > 0) {
+                real_of<T> x[V];
+                unpack(packed[k], x);
+                f(x, offset(k), valid(k));
+            }
+        }
+    }
+
+    /* Of all n; every thread of the group has the result. Two barriers where the group is a block. */
+    WF_ON_DEVICE auto moments(bool centered, dev::shared<moments_of<real_of<T>>> scratch) const
+    {
+        using R = real_of<T>;
+        if constexpr (G <= 32)
+            return lanes_moments<G, V, R>(*this, n, centered);
+        const auto count_of = [&](int warp) { return part_of(n, G * V, warp * 32 * V, 32 * V); };
+        return block_merge<(G > 32 ? G / 32 : 1)>(lanes_moments<32, V, R>(*this, count_of(member / 32), centered), count_of,
+                                                  scratch);
+    }
+};
+
+template <int G> constexpr int block_of = G > 128 ? G : 128;
+
+/* G threads per row: 8 or 32 lanes of a warp, or all of a block. */
+template <class P, int G, int V>
+__global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>) rows_forward__in_registers(P p)
+{
+    using T = typename P::X;
+    constexpr int GROUPS = block_of<G> / G;
+    WF_SHARED(moments_of<real_of<T>>, scratch, block_of<G> / 32);
+    InRegisters<T, G, V> x;
+    x.member = threadIdx.x % G;
+    for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < p.rows; first += (int64_t)gridDim.x * GROUPS) {
+        const int64_t row = first + threadIdx.x / G;
+        const bool    present = row < p.rows;
+        const auto    place = p.place(present ? row : 0, 0);
+        x.n = present ? (int)p.cols : 0;
+        x.template load<true>(p, place);
+        const auto m = x.moments(p.centered, scratch);
+        const auto s = p.finish(m);
+        if (present && x.member == 0)
+            p.keep(row, m, s);
+        x.sweep([&](const auto &values, int at, int valid) { p.write(place, at, valid, values, s); });
+    }
+}
+
+/* ---- rows in shared memory --------------------------------------------------------------------------------------- */
+
+/* n elements of a row from a place on; thread t has the vectors t, t + WIDE and so on, and touches no others. */
+template <class T, int V> struct InShared {
+    dev::shared<dev::vec<T, V>> packed;
+    int                         n;
+
+    template <class P> WF_ON_DEVICE void load(const P &p, const typename P::Place &place) const
+    {
+        constexpr int BATCH = HELD_SIZE / 2 / (V * (int)sizeof(T)); /* on their way at once */
+        if (V == vec_of<T> && p.x_wide) {
+            for (int i = threadIdx.x; i * V + V <= n; i += WIDE)
+                dev::cp_async16(packed + i, p.x, p.address(place, i * V));
+            dev::cp_async_commit();
+            if (n % V && n / V % WIDE == (int)threadIdx.x)
+                packed[n / V] = load_packed<true, V>(p.x, p.address(place, n / V * V), n % V, false);
+            dev::cp_async_wait<0>();
+            return;
+        }
+        for (int first = threadIdx.x; first * V < n; first += BATCH * WIDE) {
+            dev::vec<T, V> batch[BATCH];
+#pragma unroll
+            for (int k = 0; k < BATCH; k++) {
+                const int at = (first + k * WIDE) * V;
+                batch[k] = load_packed<true, V>(p.x, p.address(place, at), valid_in(at, n, V), p.x_wide);
+            }
+#pragma unroll
+            for (int k = 0; k < BATCH; k++)
+                if ((first + k * WIDE) * V < n)
+                    packed[first + k * WIDE] = batch[k];
+        }
+    }
+
+    WF_ON_DEVICE real_of<T> first() const
+    {
+        return (int)threadIdx.x * V < n ? up(dev::vec<T, V>(packed[threadIdx.x]).v[0]) : real_of<T>(0);
+    }
+
+    template <class F> WF_ON_DEVICE void sweep(F f) const
+    {
+        for (int i = threadIdx.x; i * V < n; i += WIDE) {
+            const dev::vec<T, V> v = packed[i];
+            real_of<T>           x[V];
+            unpack(v, x);
+            f(x, i * V, valid_in(i * V, n, V));
+        }
+    }
+};
+
+/* A cluster of blocks per row, or one block: each holds a slice of p.slice elements. */
+template <class P, int V> __global__ void __launch_bounds__(WIDE, sizeof(typename P::R) == 8 ? 1 : 2) rows_forward__in_shared(P p)
+{
+    using T = typename P::X;
+    using R = typename P::R;
+    constexpr int WARPS = WIDE / 32;
+    WF_SHARED(moments_of<R>, scratch, WARPS);
+    WF_SHARED(moments_of<R>, slot, 1);
+    using Packed = dev::vec<T, V>;
+    WF_DYN_SHARED(Packed, packed);
+    const int64_t size = dev::cluster_size(), rank = dev::cluster_rank();
+    const auto    slice_of = [&](int64_t r) {
+        const int64_t left = p.cols - r * p.slice;
+        return left < 0 ? int64_t(0) : smallest(left, p.slice);
+    };
+    const InShared<T, V> x = {packed, (int)slice_of(rank)};
+    const auto count_of = [&](int warp) { return part_of(x.n, WIDE * V, warp * 32 * V, 32 * V); };
+    for (int64_t row = blockIdx.x / size; row < p.rows; row += gridDim.x / size) {
+        const auto place = p.place(row, rank * p.slice);
+        x.load(p, place);
+        auto m = lanes_moments<32, V, R>(x, count_of(threadIdx.x / 32), p.centered);
+        m = block_merge<WARPS>(m, count_of, scratch);
+        m = cluster_merge(m, slice_of, slot);
+        const auto s = p.finish(m);
+        if (rank == 0 && threadIdx.x == 0)
+            p.keep(row, m, s);
+        x.sweep([&](const R(&values)[V], int at, int valid) { p.write(place, at, valid, values, s); });
+    }
+}
+
+/* ---- rows in segments -------------------------------------------------------------------------------------------- */
+
+template <class T, int V> using Segment = InRegisters<T, WIDE, V>;
+
+/* One block per segment: its moments. The second kernel to read a segment had better find it in L2. */
+template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_moments__segments(P p)
+{
+    using R = typename P::R;
+    constexpr int64_t SIZE = segment_of<typename P::X>;
+    WF_SHARED(moments_of<R>, scratch, WIDE / 32);
+    Segment<typename P::X, V> x;
+    x.member = threadIdx.x;
+    for (int64_t i = blockIdx.x; i < p.rows * p.parts; i += gridDim.x) {
+        const int64_t row = i / p.parts, begin = i % p.parts * SIZE;
+        x.n = (int)smallest(p.cols - begin, SIZE);
+        x.template load<false>(p, p.place(row, begin));
+        const auto m = x.moments(p.centered, scratch);
+        if (threadIdx.x == 0)
+            store_moments(p.part, i, m);
+    }
+}
+
+/* G threads per row: each merges a run of its parts, then all merge theirs. Q, which is P or knows as much, says what the
+ * parts are: q.parts of a row; q.part_at(row, i): which of q.part the i-th is; q.before(i): how many elements are in those
+ * before it. */
+template <class Q, int G> __global__ void __launch_bounds__(block_of<G>) rows_forward_stats__merge(Q q)
+{
+    using M = moments_of<typename Q::R>;
+    constexpr int GROUPS = block_of<G> / G, WARPS = G > 32 ? G / 32 : 1;
+    WF_SHARED(M, scratch, WARPS);
+    const int     member = threadIdx.x % G;
+    const int64_t run = ceil_div(q.parts, G);
+    const auto    first_of = [&](int64_t thread) { return smallest(q.parts, thread * run); };
+    for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < q.rows; first += (int64_t)gridDim.x * GROUPS) {
+        const int64_t row = first + threadIdx.x / G;
+        const bool    present = row < q.rows;
+        const int64_t begin = first_of(member), end = present ? first_of(member + 1) : begin;
+        M             m = {0, 0, 0, 0};
+        int64_t       before = q.before(begin), count = 0;
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t n = q.before(i + 1) - before;
+            m = merge(m, count, load_moments(q.part, q.part_at(row, i)), n);
+            count += n;
+            before += n;
+        }
+        m = lanes_merge<(G > 32 ? 32 : G)>(m, count);
+        if constexpr (G > 32)
+            m = block_merge<WARPS>(
+                m, [&](int warp) { return q.before(first_of(warp * 32 + 32)) - q.before(first_of(warp * 32)); }, scratch);
+        const auto s = q.finish(m);
+        if (present && member == 0) {
+            q.keep(row, m, s);
+            store_stats(q.stats, row, s);
+        }
+    }
+}
+
+/* One block per segment, the last first: L2 has the latest. */
+template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_apply__segments(P p)
+{
+    using R = typename P::R;
+    constexpr int64_t SIZE = segment_of<typename P::X>;
+    Segment<typename P::X, V> x;
+    x.member = threadIdx.x;
+    for (int64_t left = p.rows * p.parts - blockIdx.x; left > 0; left -= gridDim.x) {
+        const int64_t row = (left - 1) / p.parts, begin = (left - 1) % p.parts * SIZE;
+        const auto    place = p.place(row, begin);
+        x.n = (int)smallest(p.cols - begin, SIZE);
+        x.template load<true>(p, place);
+        const auto s = load_stats(p.stats, row);
+        x.sweep([&](const R(&values)[V], int at, int valid) { p.write(place, at, valid, values, s); });
+    }
+}
+
+/* ---- which and how ----------------------------------------------------------------------------------------------- */
+
+/* How long a row is decides alone, so that a row has the same bits in every batch. Not rows so short that most threads would
+ * be idle. */
+template <int G> bool registers_fit(int64_t row_size)
+{
+    return row_size <= G * HELD_SIZE && (G <= 32 || row_size > G * 8);
+}
+
+template <int G, int V, class P> void start_in_registers(const P &p, Run &run)
+{
+    start(run, {dim3(grid_for(ceil_div(p.rows, block_of<G> / G))), dim3(block_of<G>)}, rows_forward__in_registers<P, G, V>, p);
+}
+
+/* Blocks of a cluster that share a row. */
+inline int cluster_for(int64_t row_size)
+{
+    int size = 1;
+    while (size < CLUSTER_MAX && row_size > (int64_t)size * CLUSTER_SLICE)
+        size *= 2;
+    return size;
+}
+
+template <int MOST> bool shared_fits(int64_t row_size)
+{
+    return row_size <= (int64_t)SHARED_SIZE_MAX * MOST && (MOST == 1 ? row_size > WIDE * 8 : cluster_for(row_size) > 1);
+}
+
+template <int MOST, int V, class P> void start_in_shared(P p, Run &run)
+{
+    using T = typename P::X;
+    const unsigned cluster = MOST == 1 ? 1 : cluster_for(p.cols * (int64_t)sizeof(T));
+    const int64_t  vectors = ceil_div(ceil_div(p.cols, vec_of<T>), cluster);
+    p.slice = vectors * vec_of<T>;
+    start(run, {dim3(grid_for(p.rows) * cluster), dim3(WIDE), (size_t)vectors * 16, nullptr, cluster},
+          rows_forward__in_shared<P, V>, p);
+}
+
+inline int64_t segments_of(int64_t row_size)
+{
+    return ceil_div(row_size, WIDE * HELD_SIZE);
+}
+
+/* Reals of the workspace for part and stats. */
+inline int64_t segments_reals(int64_t rows, int64_t row_size)
+{
+    return rows * (segments_of(row_size) * 4 + 3);
+}
+
+/* The kernel that merges parts, for many of them or few. */
+template <int G, class Q> void start_merge(const Q &q, Run &run)
+{
+    start(run, {dim3(grid_for(ceil_div(q.rows, block_of<G> / G))), dim3(block_of<G>)}, rows_forward_stats__merge<Q, G>, q);
+}
+
+/* f(p) launches what applies the statistics. */
+template <int V, class P, class F> void start_in_segments(P p, Run &run, F f)
+{
+    p.parts = segments_of(p.cols * (int64_t)sizeof(typename P::X));
+    p.part = buffer<typename P::R>(run.workspace);
+    p.stats = p.part + p.rows * p.parts * 4;
+    start(run, {dim3(grid_for(p.rows * p.parts)), dim3(WIDE)}, rows_forward_moments__segments<P, V>, p);
+    start_merge<WIDE>(p, run);
+    f(p);
+}
+
+#endif
