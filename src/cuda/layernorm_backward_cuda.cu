@@ -2,9 +2,9 @@
  *
  *     dx = rstd * (g - avg(g) - xhat * avg(g * xhat)),  dgamma = sum dy * xhat,  dbeta = sum dy
  *
- * A block takes a run of rows. While it writes their dx from registers, it adds up what they give to dgamma and dbeta, also in
- * registers, and leaves one partial row of each; a second kernel adds the partial rows in a fixed order. How many rows make a
- * run depends on the shape alone. Rows that fit neither a block nor a cluster are cut into segments, and x and dy read twice. */
+ * A block takes a run of rows. While it writes their dx, it adds up what they give to dgamma and dbeta, in registers, and
+ * leaves one partial row of each; a second kernel adds the partial rows in a fixed order. How many rows make a run depends on
+ * the shape alone. Rows that fit neither a block nor a cluster are cut into segments, and x and dy read twice. */
 #include "cuda.h"
 #include "prim/reduce.cuh"
 
@@ -12,10 +12,10 @@ namespace
 {
 
 enum {
-    VECTORS = 1,        /* of a row that a thread holds: with V elements each, 2 * V * VECTORS sums in registers */
-    WIDE = 512,         /* threads of a block that shares a row, or a slice or segment of it */
+    WIDE = 512, /* threads of a block that shares a row, or a slice or segment of it */
     CLUSTER_MAX = 8,
-    PARTIAL_ROWS = 256, /* wanted: enough blocks for every device */
+    SLOTS = 3,          /* rows of a group that are on their way or in work */
+    PARTIAL_ROWS = 512, /* wanted, at most: enough blocks for every device */
     RUN_MAX = 32,       /* rows that a thread adds up in sequence: the roundings of more would show */
     FINISH_COLS = 32,
     FINISH_ROWS = 16,
@@ -28,16 +28,16 @@ template <class T, class W> struct Backward {
     dev::global<const T> dy, x;
     dev::global<const W> gamma;
     dev::global<const R> mean, mean_lo, rstd;
-    dev::global<T>       dx;
-    int64_t              rows, cols, x_stride, dy_stride, dx_stride;
-    R                    weight_offset;
-    bool                 centered, x_wide, dy_wide, dx_wide, w_wide;
-    int64_t              run;      /* rows of a block */
-    int64_t              slice;    /* columns of a block, where several share a row */
-    int64_t              segments; /* of a row */
-    dev::global<R>       partial;  /* [runs, 2, cols]: dgamma, dbeta; none where neither is wanted */
-    dev::global<R>       sums;     /* [rows, segments, 2]: sum g, sum g * xhat */
-    dev::global<R>       avg;      /* [rows, 2] */
+    dev::global<T> dx;
+    int64_t rows, cols, x_stride, dy_stride, dx_stride;
+    R weight_offset, share; /* 1 / cols */
+    bool centered, x_wide, dy_wide, dx_wide, w_wide;
+    int64_t run;            /* rows of a block */
+    int64_t slice;          /* columns of a block, where several share a row */
+    int64_t segments;       /* of a row */
+    dev::global<R> partial; /* [runs, 2, cols]: dgamma, dbeta; none where neither is wanted */
+    dev::global<R> sums;    /* [rows, segments, 2]: sum g, sum g * xhat */
+    dev::global<R> avg;     /* [rows, 2] */
 };
 
 template <class R> struct Stats {
@@ -47,44 +47,29 @@ template <class R> struct Stats {
 template <class P> WF_ON_DEVICE Stats<typename P::R> stats_at(const P &p, int64_t row)
 {
     using R = typename P::R;
-    return {p.mean ? dev::load(p.mean, row) : R(0), p.mean_lo ? dev::load(p.mean_lo, row) : R(0), dev::load(p.rstd, row)};
+    return {p.mean ? dev::load(p.mean, row) : R(0), p.mean_lo ? dev::load(p.mean_lo, row) : R(0),
+            dev::load(p.rstd, row)};
 }
 
-template <class R> WF_ON_DEVICE R normalized(R x, const Stats<R> &s)
-{
-    return ((x - s.mean) - s.mean_lo) * s.rstd;
-}
+template <class R> WF_ON_DEVICE R normalized(R x, const Stats<R> &s) { return ((x - s.mean) - s.mean_lo) * s.rstd; }
 
-/* x and dy of one row in the registers of G threads, n columns from `begin`: vector k of member t begins at
- * (k * G + t) * V. */
-template <class T, int G> struct Held {
+/* The columns of a row, n from `begin`, that a member of its G threads has: vector k begins at (k * G + member) * V. A row is
+ * held packed, zeros where there are no columns: they add nothing to a sum. */
+template <class T, int G, int VECTORS> struct Columns {
+    using R = real_of<T>;
     static constexpr int V = vec_of<T>;
-    dev::vec<T, V>       x[VECTORS], dy[VECTORS];
-    Stats<real_of<T>>    s;
-};
+    using Packed = dev::vec<T, V>;
+    struct Held {
+        Packed x[VECTORS], dy[VECTORS];
+    };
+    int64_t begin;
+    int n, member;
 
-template <class T, int G> struct Columns {
-    static constexpr int V = vec_of<T>;
-    int64_t              begin;
-    int                  n, member;
-
-    WF_ON_DEVICE int     offset(int k) const { return (k * G + member) * V; }
+    WF_ON_DEVICE int offset(int k) const { return (k * G + member) * V; }
     WF_ON_DEVICE int64_t at(int k) const { return begin + offset(k); }
-    WF_ON_DEVICE int     valid(int k) const { return valid_in(offset(k), n, V); }
+    WF_ON_DEVICE int valid(int k) const { return valid_in(offset(k), n, V); }
 
-    /* Nothing is read where the row is not present. */
-    template <class P> WF_ON_DEVICE void load(const P &p, int64_t row, bool present, Held<T, G> &held) const
-    {
-#pragma unroll
-        for (int k = 0; k < VECTORS; k++) {
-            const int n = present ? valid(k) : 0;
-            held.x[k] = load_packed<true, V>(p.x, row * p.x_stride + at(k), n, p.x_wide);
-            held.dy[k] = load_packed<true, V>(p.dy, row * p.dy_stride + at(k), n, p.dy_wide);
-        }
-        held.s = present ? stats_at(p, row) : Stats<real_of<T>>{0, 0, 0};
-    }
-
-    template <class P> WF_ON_DEVICE void load_gamma(const P &p, real_of<T> (&gamma)[VECTORS][V]) const
+    template <class P> WF_ON_DEVICE void load_gamma(const P &p, R (&gamma)[VECTORS][V]) const
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
@@ -92,23 +77,21 @@ template <class T, int G> struct Columns {
                 load_reals(p.gamma, at(k), valid(k), p.w_wide, gamma[k]);
 #pragma unroll
             for (int j = 0; j < V; j++)
-                gamma[k][j] = p.gamma ? gamma[k][j] + p.weight_offset : real_of<T>(1);
+                gamma[k][j] = p.gamma ? gamma[k][j] + p.weight_offset : R(1);
         }
     }
 
     /* The calling thread's part of sum g and sum g * xhat. */
-    WF_ON_DEVICE pair<real_of<T>> sums(const Held<T, G> &held, const real_of<T> (&gamma)[VECTORS][V], bool present) const
+    WF_ON_DEVICE pair<R> sums(const Held &held, const Stats<R> &s, const R (&gamma)[VECTORS][V]) const
     {
-        using R = real_of<T>;
         pair<R> sum = {0, 0};
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
-            R         g[V], gx[V];
-            const int n = present ? valid(k) : 0;
+            R g[V], gx[V];
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                g[j] = j < n ? gamma[k][j] * up(held.dy[k].v[j]) : R(0);
-                gx[j] = j < n ? g[j] * normalized(up(held.x[k].v[j]), held.s) : R(0);
+                g[j] = gamma[k][j] * up(held.dy[k].v[j]);
+                gx[j] = g[j] * normalized(up(held.x[k].v[j]), s);
             }
             sum.g += tree_sum(g);
             sum.gx += tree_sum(gx);
@@ -117,17 +100,16 @@ template <class T, int G> struct Columns {
     }
 
     template <class P>
-    WF_ON_DEVICE void write(const P &p, int64_t row, const Held<T, G> &held, const real_of<T> (&gamma)[VECTORS][V],
-                         pair<real_of<T>> avg) const
+    WF_ON_DEVICE void write(const P &p, int64_t row, const Held &held, const Stats<R> &s, const R (&gamma)[VECTORS][V],
+                            pair<R> avg) const
     {
-        using R = real_of<T>;
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
             R dx[V];
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                const R g = gamma[k][j] * up(held.dy[k].v[j]), xhat = normalized(up(held.x[k].v[j]), held.s);
-                dx[j] = held.s.rstd * ((g - avg.g) - xhat * avg.gx);
+                const R g = gamma[k][j] * up(held.dy[k].v[j]), xhat = normalized(up(held.x[k].v[j]), s);
+                dx[j] = s.rstd * multiply_add(-xhat, avg.gx, g - avg.g);
             }
             store_reals<true>(p.dx, row * p.dx_stride + at(k), valid(k), p.dx_wide, dx);
         }
@@ -135,9 +117,11 @@ template <class T, int G> struct Columns {
 };
 
 /* What the rows of one thread give to its columns of dgamma and dbeta. */
-template <class T, int G> struct Gradients {
+template <class T, int G, int VECTORS> struct Gradients {
+    using R = real_of<T>;
+    using Mine = Columns<T, G, VECTORS>;
     static constexpr int V = vec_of<T>;
-    real_of<T>           dgamma[VECTORS][V], dbeta[VECTORS][V];
+    R dgamma[VECTORS][V], dbeta[VECTORS][V];
 
     WF_ON_DEVICE Gradients()
     {
@@ -148,25 +132,25 @@ template <class T, int G> struct Gradients {
                 dgamma[k][j] = dbeta[k][j] = 0;
     }
 
-    WF_ON_DEVICE void add(const Held<T, G> &held, bool present)
+    WF_ON_DEVICE void add(const typename Mine::Held &held, const Stats<R> &s)
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++)
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                const real_of<T> dy = up(held.dy[k].v[j]);
-                dgamma[k][j] += present ? dy * normalized(up(held.x[k].v[j]), held.s) : real_of<T>(0);
+                const R dy = up(held.dy[k].v[j]);
+                dgamma[k][j] = multiply_add(dy, normalized(up(held.x[k].v[j]), s), dgamma[k][j]);
                 dbeta[k][j] += dy;
             }
     }
 
-    template <class P> WF_ON_DEVICE void write(const P &p, int64_t at, const Columns<T, G> &columns) const
+    template <class P> WF_ON_DEVICE void write(const P &p, int64_t part, const Mine &columns) const
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
-            const bool wide = dev::aligned<vec_of<real_of<T>>>(p.partial) && p.cols % vec_of<real_of<T>> == 0;
-            store_reals<false>(p.partial, at * 2 * p.cols + columns.at(k), columns.valid(k), wide, dgamma[k]);
-            store_reals<false>(p.partial, (at * 2 + 1) * p.cols + columns.at(k), columns.valid(k), wide, dbeta[k]);
+            const bool wide = dev::aligned<vec_of<R>>(p.partial) && p.cols % vec_of<R> == 0;
+            store_reals<false>(p.partial, part * 2 * p.cols + columns.at(k), columns.valid(k), wide, dgamma[k]);
+            store_reals<false>(p.partial, (part * 2 + 1) * p.cols + columns.at(k), columns.valid(k), wide, dbeta[k]);
         }
     }
 };
@@ -175,77 +159,133 @@ template <int G> constexpr int block_of = G > 32 ? G : 256;
 
 /* The partial row of a block whose groups of G lanes took different rows: the groups of a warp, then the warps in turn. */
 template <class T, class P, int G>
-WF_ON_DEVICE void merge_groups(const P &p, int64_t part, Gradients<T, G> &gradients, int member,
-                            dev::shared<real_of<T>> sums)
+WF_ON_DEVICE void merge_groups(const P &p, int64_t part, Gradients<T, G, 1> &gradients, int member,
+                               dev::shared<real_of<T>> sums)
 {
-    constexpr int V = vec_of<T>, SPAN = VECTORS * V * G;
+    constexpr int V = vec_of<T>, SPAN = V * G;
     for (int warp = 0; warp < (int)blockDim.x / 32; warp++) {
 #pragma unroll
-        for (int k = 0; k < VECTORS; k++)
+        for (int j = 0; j < V; j++) {
+            const int at = j * G + member;
+            if (warp == 0) {
 #pragma unroll
-            for (int j = 0; j < V; j++) {
-                const int at = (k * V + j) * G + member;
-                if (warp == 0) {
-#pragma unroll
-                    for (int step = G; step < 32; step *= 2) {
-                        gradients.dgamma[k][j] += __shfl_xor_sync(ALL_LANES, gradients.dgamma[k][j], step);
-                        gradients.dbeta[k][j] += __shfl_xor_sync(ALL_LANES, gradients.dbeta[k][j], step);
-                    }
-                }
-                if ((int)threadIdx.x / 32 == warp && threadIdx.x % 32 < G) {
-                    sums[at] = (warp ? sums[at] : real_of<T>(0)) + gradients.dgamma[k][j];
-                    sums[SPAN + at] = (warp ? sums[SPAN + at] : real_of<T>(0)) + gradients.dbeta[k][j];
+                for (int step = G; step < 32; step *= 2) {
+                    gradients.dgamma[0][j] += __shfl_xor_sync(ALL_LANES, gradients.dgamma[0][j], step);
+                    gradients.dbeta[0][j] += __shfl_xor_sync(ALL_LANES, gradients.dbeta[0][j], step);
                 }
             }
+            if ((int)threadIdx.x / 32 == warp && threadIdx.x % 32 < G) {
+                sums[at] = (warp ? sums[at] : real_of<T>(0)) + gradients.dgamma[0][j];
+                sums[SPAN + at] = (warp ? sums[SPAN + at] : real_of<T>(0)) + gradients.dbeta[0][j];
+            }
+        }
         __syncthreads();
     }
     for (int64_t i = threadIdx.x; i < 2 * p.cols; i += blockDim.x) {
         const int out = i >= p.cols, col = (int)(i - out * p.cols), vector = col / V;
-        const int at = (vector / G * V + col % V) * G + vector % G;
-        dev::store(p.partial, part * 2 * p.cols + i, real_of<T>(sums[out * SPAN + at]));
+        dev::store(p.partial, part * 2 * p.cols + i, real_of<T>(sums[out * SPAN + col % V * G + vector]));
     }
 }
 
-/* G threads per row: 8 or 32 lanes of a warp, all of a block, or all of a cluster with p.slice columns in each block. The next
- * row is on its way while one is worked on. */
-template <class T, class W, int G>
-__global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>) layernorm_backward_dx__row_in_registers(Backward<T, W> p)
+/* Rows in the order in which a thread works on them: it copies its own columns of the next ones to shared memory while one is
+ * in work. No other thread looks at them, so no barrier is needed. */
+template <class T, class W, int G, int VECTORS> struct Ring {
+    using Mine = Columns<T, G, VECTORS>;
+    using Packed = typename Mine::Packed;
+    static constexpr int V = vec_of<T>, BLOCK = block_of<G>, SLOT = 2 * VECTORS * BLOCK; /* vectors */
+    dev::shared<Packed> slots;
+
+    static constexpr size_t size() { return (size_t)SLOTS * SLOT * 16; }
+
+    /* One group of copies, whether the row is present or not. */
+    WF_ON_DEVICE void fetch(const Backward<T, W> &p, const Mine &columns, int slot, int64_t row, bool present) const
+    {
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++) {
+            const int n = present ? columns.valid(k) : 0;
+            const int64_t col = columns.at(k);
+            copy(p.x, row * p.x_stride + col, n, p.x_wide, slots + slot * SLOT + k * BLOCK + threadIdx.x);
+            copy(p.dy, row * p.dy_stride + col, n, p.dy_wide,
+                 slots + slot * SLOT + (VECTORS + k) * BLOCK + threadIdx.x);
+        }
+        dev::cp_async_commit();
+    }
+
+    /* The oldest row fetched, from its slot. */
+    WF_ON_DEVICE void take(int slot, typename Mine::Held &held) const
+    {
+        dev::cp_async_wait<SLOTS - 1>();
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++) {
+            held.x[k] = slots[slot * SLOT + k * BLOCK + threadIdx.x];
+            held.dy[k] = slots[slot * SLOT + (VECTORS + k) * BLOCK + threadIdx.x];
+        }
+    }
+
+  private:
+    static WF_ON_DEVICE void copy(dev::global<const T> from, int64_t at, int n, bool wide, dev::shared<Packed> to)
+    {
+        if (wide && n == V)
+            dev::cp_async16(to, from, at);
+        else
+            to[0] = load_packed<true, V>(from, at, n, false);
+    }
+};
+
+/* G threads per row: 8 or 32 lanes of a warp, all of a block, or all of a cluster with p.slice columns in each block. */
+template <class T, class W, int G, int VECTORS>
+__global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>)
+    layernorm_backward_dx__row_in_registers(Backward<T, W> p)
 {
     using R = real_of<T>;
+    using Mine = Columns<T, G, VECTORS>;
+    using Packed = typename Mine::Packed;
     constexpr int V = vec_of<T>, GROUPS = block_of<G> / G, WARPS = block_of<G> / 32;
     WF_SHARED(pair<R>, scratch, 2 * WARPS);
-    WF_SHARED(R, sums, G <= 32 ? 2 * VECTORS * V * G : 1);
-    const bool    clustered = dev::cluster_size() > 1;
-    const int64_t size = dev::cluster_size(), part = blockIdx.x / size;
-    Columns<T, G> columns;
+    WF_SHARED(R, sums, G <= 32 ? 2 * V * G : 1);
+    WF_SHARED(R, stats, 3 * GROUPS * RUN_MAX);
+    WF_DYN_SHARED(Packed, slots);
+    const Ring<T, W, G, VECTORS> ring = {slots};
+    const bool clustered = dev::cluster_size() > 1;
+    const int64_t part = blockIdx.x / dev::cluster_size();
+    const int64_t begin = part * p.run, end = smallest(p.rows, begin + p.run), offset = threadIdx.x / G;
+    Mine columns;
     columns.begin = dev::cluster_rank() * p.slice;
     columns.n = (int)smallest(p.cols - columns.begin, p.slice); /* none where it is not positive */
     columns.member = threadIdx.x % G;
+    for (int i = 0; i < SLOTS - 1; i++)
+        ring.fetch(p, columns, i, begin + i * GROUPS + offset, begin + i * GROUPS + offset < end);
+    for (int i = threadIdx.x; i < end - begin; i += block_of<G>) {
+        const auto s = stats_at(p, begin + i);
+        stats[3 * i] = s.mean, stats[3 * i + 1] = s.mean_lo, stats[3 * i + 2] = s.rstd;
+    }
     R gamma[VECTORS][V];
     columns.load_gamma(p, gamma);
+    Gradients<T, G, VECTORS> gradients;
+    __syncthreads();
 
-    Gradients<T, G> gradients;
-    Held<T, G>      held, next;
-    const int64_t   begin = part * p.run, end = smallest(p.rows, begin + p.run);
-    const int64_t   offset = threadIdx.x / G;
-    columns.load(p, begin + offset, begin + offset < end, next);
-    for (int64_t first = begin, round = 0; first < end; first += GROUPS, round++) {
-        const int64_t row = first + offset;
-        const bool    present = row < end;
-        held = next;
-        columns.load(p, row + GROUPS, row + GROUPS < end, next);
-        if (p.dx) {
-            pair<R> sum = columns.sums(held, gamma, present);
-            if constexpr (G <= 32)
-                sum = lanes_sums<G>(sum);
-            else
-                sum = row_sums<WARPS>(sum, scratch + round % 2 * WARPS, clustered);
-            sum.g = p.centered ? sum.g / (R)p.cols : R(0);
-            sum.gx /= (R)p.cols;
-            if (present)
-                columns.write(p, row, held, gamma, sum);
-        }
-        gradients.add(held, present);
+    int slot = 0, last = SLOTS - 1, turn = 0;
+    for (int64_t first = begin; first < end; first += GROUPS) {
+        const int64_t row = first + offset, ahead = row + (SLOTS - 1) * GROUPS;
+        const bool present = row < end;
+        ring.fetch(p, columns, last, ahead, ahead < end);
+        typename Mine::Held held;
+        ring.take(slot, held);
+        last = slot;
+        slot = slot == SLOTS - 1 ? 0 : slot + 1;
+        const int at = 3 * (int)(row - begin);
+        const Stats<R> s = present ? Stats<R>{stats[at], stats[at + 1], stats[at + 2]} : Stats<R>{0, 0, 0};
+        gradients.add(held, s);
+        if (!p.dx)
+            continue;
+        pair<R> sum = columns.sums(held, s, gamma);
+        if constexpr (G <= 32)
+            sum = lanes_sums<G>(sum);
+        else
+            sum = row_sums<WARPS>(sum, scratch + turn * WARPS, clustered);
+        turn ^= 1;
+        if (present)
+            columns.write(p, row, held, s, gamma, {p.centered ? sum.g * p.share : R(0), sum.gx * p.share});
     }
     if (p.partial) {
         if constexpr (G <= 32)
@@ -259,29 +299,38 @@ __global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>) layernorm_back
 
 /* ---- rows in segments -------------------------------------------------------------------------------------------- */
 
-template <class T> constexpr int64_t segment_of = WIDE * VECTORS * vec_of<T>;
+template <class T> using Segment = Columns<T, WIDE, 1>;
 
-template <class T> WF_ON_DEVICE Columns<T, WIDE> segment_at(int64_t cols, int64_t segment)
+template <class T> constexpr int64_t segment_of = WIDE *vec_of<T>;
+
+template <class T> WF_ON_DEVICE Segment<T> segment_at(int64_t cols, int64_t segment)
 {
     const int64_t begin = segment * segment_of<T>;
     return {begin, (int)smallest(cols - begin, segment_of<T>), (int)threadIdx.x};
 }
 
+template <class T, class W>
+WF_ON_DEVICE typename Segment<T>::Held load_segment(const Backward<T, W> &p, const Segment<T> &columns, int64_t row)
+{
+    return {{load_packed<true, vec_of<T>>(p.x, row * p.x_stride + columns.at(0), columns.valid(0), p.x_wide)},
+            {load_packed<true, vec_of<T>>(p.dy, row * p.dy_stride + columns.at(0), columns.valid(0), p.dy_wide)}};
+}
+
 /* One block per segment: its sums of g and of g * xhat. */
 template <class T, class W>
-__global__ void __launch_bounds__(WIDE) layernorm_backward_sums__segments(Backward<T, W> p)
+__global__ void __launch_bounds__(WIDE, 2) layernorm_backward_sums__segments(Backward<T, W> p)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>, WARPS = WIDE / 32;
     WF_SHARED(pair<R>, scratch, 2 * WARPS);
-    int64_t round = 0;
-    for (int64_t i = blockIdx.x; i < p.rows * p.segments; i += gridDim.x, round++) {
-        const auto    columns = segment_at<T>(p.cols, i % p.segments);
-        Held<T, WIDE> held;
-        R             gamma[VECTORS][V];
+    int turn = 0;
+    for (int64_t i = blockIdx.x; i < p.rows * p.segments; i += gridDim.x, turn ^= 1) {
+        const auto columns = segment_at<T>(p.cols, i % p.segments);
+        const int64_t row = i / p.segments;
+        const auto held = load_segment(p, columns, row);
+        R gamma[1][V];
         columns.load_gamma(p, gamma);
-        columns.load(p, i / p.segments, true, held);
-        const pair<R> sum = row_sums<WARPS>(columns.sums(held, gamma, true), scratch + round % 2 * WARPS, false);
+        const pair<R> sum = row_sums<WARPS>(columns.sums(held, stats_at(p, row), gamma), scratch + turn * WARPS, false);
         if (threadIdx.x == 0) {
             dev::store(p.sums, i * 2, sum.g);
             dev::store(p.sums, i * 2 + 1, sum.gx);
@@ -296,38 +345,37 @@ __global__ void __launch_bounds__(WIDE) layernorm_backward_averages__segments(Ba
     using R = real_of<T>;
     constexpr int WARPS = WIDE / 32;
     WF_SHARED(pair<R>, scratch, 2 * WARPS);
-    int64_t round = 0;
-    for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x, round++) {
+    int turn = 0;
+    for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x, turn ^= 1) {
         LongSum<R> g, gx;
         for (int64_t i = threadIdx.x; i < p.segments; i += WIDE) {
             g.add(dev::load(p.sums, (row * p.segments + i) * 2));
             gx.add(dev::load(p.sums, (row * p.segments + i) * 2 + 1));
         }
-        const pair<R> sum = row_sums<WARPS>(pair<R>{g.value(), gx.value()}, scratch + round % 2 * WARPS, false);
+        const pair<R> sum = row_sums<WARPS>(pair<R>{g.value(), gx.value()}, scratch + turn * WARPS, false);
         if (threadIdx.x == 0) {
-            dev::store(p.avg, row * 2, p.centered ? sum.g / (R)p.cols : R(0));
-            dev::store(p.avg, row * 2 + 1, sum.gx / (R)p.cols);
+            dev::store(p.avg, row * 2, p.centered ? sum.g * p.share : R(0));
+            dev::store(p.avg, row * 2 + 1, sum.gx * p.share);
         }
     }
 }
 
-/* One block per segment of a run of rows, which it reads a second time. */
-template <class T, class W>
-__global__ void __launch_bounds__(WIDE) layernorm_backward_dx__segments(Backward<T, W> p)
+/* One block per segment of a run of rows, which it reads a second time: first what was read last, it may still be near. */
+template <class T, class W> __global__ void __launch_bounds__(WIDE, 2) layernorm_backward_dx__segments(Backward<T, W> p)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;
-    const int64_t part = blockIdx.x / p.segments;
-    const auto    columns = segment_at<T>(p.cols, blockIdx.x % p.segments);
-    R             gamma[VECTORS][V];
+    const int64_t item = gridDim.x - 1 - blockIdx.x, part = item / p.segments;
+    const auto columns = segment_at<T>(p.cols, item % p.segments);
+    R gamma[1][V];
     columns.load_gamma(p, gamma);
-    Gradients<T, WIDE> gradients;
+    Gradients<T, WIDE, 1> gradients;
     for (int64_t row = part * p.run; row < smallest(p.rows, (part + 1) * p.run); row++) {
-        Held<T, WIDE> held;
-        columns.load(p, row, true, held);
+        const auto held = load_segment(p, columns, row);
+        const auto s = stats_at(p, row);
         if (p.dx)
-            columns.write(p, row, held, gamma, {dev::load(p.avg, row * 2), dev::load(p.avg, row * 2 + 1)});
-        gradients.add(held, true);
+            columns.write(p, row, held, s, gamma, {dev::load(p.avg, row * 2), dev::load(p.avg, row * 2 + 1)});
+        gradients.add(held, s);
     }
     if (p.partial)
         gradients.write(p, part, columns);
@@ -337,9 +385,9 @@ __global__ void __launch_bounds__(WIDE) layernorm_backward_dx__segments(Backward
 
 template <class R, class W> struct Finish {
     dev::global<const R> partial; /* [runs, 2, cols] */
-    dev::global<W>       dgamma, dbeta;
-    int64_t              runs, cols;
-    bool                 accumulate;
+    dev::global<W> dgamma, dbeta;
+    int64_t runs, cols;
+    bool accumulate;
 };
 
 /* FINISH_COLS columns a block: thread (r, c) adds up rows r, r + FINISH_ROWS, ..., then one thread a column the results. */
@@ -347,9 +395,9 @@ template <class R, class W>
 __global__ void __launch_bounds__(FINISH_COLS *FINISH_ROWS) layernorm_backward_parameters__finish(Finish<R, W> p)
 {
     WF_SHARED(R, sums, FINISH_COLS * FINISH_ROWS);
-    const int     r = threadIdx.x / FINISH_COLS, c = threadIdx.x % FINISH_COLS;
+    const int r = threadIdx.x / FINISH_COLS, c = threadIdx.x % FINISH_COLS;
     const int64_t at = (int64_t)blockIdx.x * FINISH_COLS + c;
-    LongSum<R>    sum;
+    LongSum<R> sum;
     if (at < 2 * p.cols)
 #pragma unroll 4
         for (int64_t i = r; i < p.runs; i += FINISH_ROWS)
@@ -364,7 +412,7 @@ __global__ void __launch_bounds__(FINISH_COLS *FINISH_ROWS) layernorm_backward_p
     for (int i = 0; i < FINISH_ROWS; i++)
         all[i] = sums[i * FINISH_COLS + c];
     const int64_t col = at < p.cols ? at : at - p.cols;
-    const R       total = tree_sum(all);
+    const R total = tree_sum(all);
     dev::store(out, col, down<W>(p.accumulate ? up(dev::load(out, col)) + total : total));
 }
 
@@ -372,33 +420,30 @@ __global__ void __launch_bounds__(FINISH_COLS *FINISH_ROWS) layernorm_backward_p
 
 using Problem = struct layernorm_backward;
 
-enum { WIDE_SIZE = WIDE * VECTORS * 16 }; /* bytes of x that WIDE threads hold */
+enum { VECTORS_SIZE = 16 * WIDE }; /* bytes of x that WIDE threads hold in a vector each */
 
-int64_t row_size(const Problem &p)
-{
-    return p.cols * (int64_t)wf_dtype_size(p.x_dtype);
-}
+int64_t row_size(const Problem &p) { return p.cols * (int64_t)wf_dtype_size(p.x_dtype); }
 
-/* Rows of a block that works on `groups` of them at once. */
-int64_t run_for(const Problem &p, int groups)
-{
-    const int64_t each = ceil_div(ceil_div(p.rows, PARTIAL_ROWS), groups);
-    return groups * (each < 1 ? 1 : smallest<int64_t>(each, RUN_MAX));
-}
+/* How the rows are shared out: `groups` rows at once in a block, `beside` blocks on other columns of the same rows. */
+struct Runs {
+    int64_t run, count;
+};
 
-size_t real_size(const Problem &p)
+Runs runs_for(const Problem &p, int groups, int64_t beside)
 {
-    return wf_dtype_size(wf_statistics_dtype(p.x_dtype));
+    const int64_t wanted = ceil_div(PARTIAL_ROWS, beside), each = ceil_div(ceil_div(p.rows, wanted), groups);
+    const int64_t run = groups * (each < 1 ? 1 : smallest<int64_t>(each, RUN_MAX));
+    return {run, ceil_div(p.rows, run)};
 }
 
 /* Partial rows begin on 64 bytes where the workspace does. */
-template <int G> size_t partial_workspace(const Problem &p)
+size_t partial_workspace(const Problem &p, const Runs &runs)
 {
-    return (size_t)(ceil_div(p.rows, run_for(p, block_of<G> / G)) * 2 * p.cols) * real_size(p);
+    return (size_t)(runs.count * 2 * p.cols) * wf_dtype_size(wf_statistics_dtype(p.x_dtype));
 }
 
 /* Everything but what a variant adds; f(params) launches, then the partial rows are finished. */
-template <int GROUPS, class F> void with_params(const Problem &p, Run &run, F f)
+template <class F> void with_params(const Problem &p, Run &run, const Runs &runs, F f)
 {
     with_dtypes((Element)p.x_dtype, (Element)p.w_dtype, [&](auto x, auto w) {
         using T = decltype(x);
@@ -406,24 +451,23 @@ template <int GROUPS, class F> void with_params(const Problem &p, Run &run, F f)
         using R = real_of<T>;
         constexpr int V = vec_of<T>;
         const bool parameters = p.dgamma || p.dbeta || run.load_only;
-        const int64_t runs = ceil_div(p.rows, run_for(p, GROUPS));
         Backward<T, W> q = {};
         q.dy = buffer<const T>(p.dy), q.x = buffer<const T>(p.x), q.gamma = buffer<const W>(p.gamma);
         q.mean = buffer<const R>(p.mean), q.mean_lo = buffer<const R>(p.mean_lo), q.rstd = buffer<const R>(p.rstd);
         q.dx = buffer<T>(p.dx);
-        q.rows = p.rows, q.cols = q.slice = p.cols;
+        q.rows = p.rows, q.cols = q.slice = p.cols, q.share = (R)(1.0 / (double)p.cols);
         q.x_stride = p.x_stride, q.dy_stride = p.dy_stride, q.dx_stride = p.dx_stride;
         q.weight_offset = (R)p.weight_offset, q.centered = p.centered;
         q.x_wide = row_is_wide<V>(q.x, p.rows, p.x_stride), q.dy_wide = row_is_wide<V>(q.dy, p.rows, p.dy_stride);
         q.dx_wide = row_is_wide<V>(q.dx, p.rows, p.dx_stride), q.w_wide = row_is_wide<V>(q.gamma, 1, 0);
-        q.run = run_for(p, GROUPS);
+        q.run = runs.run;
         q.partial = buffer<R>(parameters ? run.workspace : nullptr);
         if (p.cols == 0)
             return;
         if (p.rows > 0)
-            f(q, runs);
-        const Finish<R, W> finish = {buffer<const R>(run.workspace), buffer<W>(p.dgamma), buffer<W>(p.dbeta), runs, p.cols,
-                                     p.accumulate};
+            f(q);
+        const Finish<R, W> finish = {
+            buffer<const R>(run.workspace), buffer<W>(p.dgamma), buffer<W>(p.dbeta), runs.count, p.cols, p.accumulate};
         if (parameters)
             start(run, {dim3((unsigned)ceil_div(2 * p.cols, FINISH_COLS)), dim3(FINISH_COLS * FINISH_ROWS)},
                   layernorm_backward_parameters__finish<R, W>, finish);
@@ -431,67 +475,81 @@ template <int GROUPS, class F> void with_params(const Problem &p, Run &run, F f)
 }
 
 /* Not for rows so short that most threads would be idle: their partial rows would be many. */
-template <int G> bool registers_take(const Problem &p)
+template <int G, int VECTORS> bool registers_take(const Problem &p)
 {
     return row_size(p) <= G * VECTORS * 16 && (G <= 32 || row_size(p) > G * VECTORS * 4);
 }
 
-template <int G> void registers_launch(const Problem &p, Run &run)
+template <int G> Runs registers_runs(const Problem &p) { return runs_for(p, block_of<G> / G, 1); }
+
+template <int G> size_t registers_workspace(const Problem &p) { return partial_workspace(p, registers_runs<G>(p)); }
+
+template <int G, int VECTORS> void registers_launch(const Problem &p, Run &run)
 {
-    with_params<block_of<G> / G>(p, run, [&](auto q, int64_t runs) {
+    const Runs runs = registers_runs<G>(p);
+    with_params(p, run, runs, [&](auto q) {
         using T = typename decltype(q)::X;
         using W = typename decltype(q)::Weight;
-        start(run, {dim3((unsigned)runs), dim3(block_of<G>)}, layernorm_backward_dx__row_in_registers<T, W, G>, q);
+        start(run, {dim3((unsigned)runs.count), dim3(block_of<G>), Ring<T, W, G, VECTORS>::size()},
+              layernorm_backward_dx__row_in_registers<T, W, G, VECTORS>, q);
     });
+}
+
+/* Blocks that share a row. */
+int64_t cluster_for(const Problem &p)
+{
+    int64_t size = 1;
+    while (size < CLUSTER_MAX && row_size(p) > size * 2 * VECTORS_SIZE)
+        size *= 2;
+    return size;
 }
 
 bool cluster_takes(const Problem &p)
 {
-    return row_size(p) > WIDE_SIZE && row_size(p) <= WIDE_SIZE * CLUSTER_MAX;
+    return row_size(p) > 2 * VECTORS_SIZE && row_size(p) <= 2 * VECTORS_SIZE * CLUSTER_MAX;
 }
+
+size_t cluster_workspace(const Problem &p) { return partial_workspace(p, runs_for(p, 1, cluster_for(p))); }
 
 void cluster_launch(const Problem &p, Run &run)
 {
-    unsigned cluster = 2;
-    while (row_size(p) > (int64_t)cluster * WIDE_SIZE)
-        cluster *= 2;
-    with_params<1>(p, run, [&](auto q, int64_t runs) {
+    const unsigned cluster = (unsigned)cluster_for(p);
+    const Runs runs = runs_for(p, 1, cluster);
+    with_params(p, run, runs, [&](auto q) {
         using T = typename decltype(q)::X;
         using W = typename decltype(q)::Weight;
         q.slice = ceil_div(ceil_div(p.cols, vec_of<T>), cluster) * vec_of<T>;
-        start(run, {dim3((unsigned)runs * cluster), dim3(WIDE), 0, nullptr, cluster},
-              layernorm_backward_dx__row_in_registers<T, W, WIDE>, q);
+        start(run, {dim3((unsigned)runs.count * cluster), dim3(WIDE), Ring<T, W, WIDE, 2>::size(), nullptr, cluster},
+              layernorm_backward_dx__row_in_registers<T, W, WIDE, 2>, q);
     });
 }
 
-int64_t segments_of(const Problem &p)
-{
-    return ceil_div(row_size(p), WIDE_SIZE);
-}
+int64_t segments_of(const Problem &p) { return ceil_div(row_size(p), VECTORS_SIZE); }
 
-bool segments_take(const Problem &p)
-{
-    return segments_of(p) > 1;
-}
+bool segments_take(const Problem &p) { return segments_of(p) > 1; }
+
+Runs segments_runs(const Problem &p) { return runs_for(p, 1, segments_of(p)); }
 
 size_t segments_workspace(const Problem &p)
 {
-    return partial_workspace<WIDE>(p) + (size_t)(p.rows * (segments_of(p) + 1) * 2) * real_size(p);
+    return partial_workspace(p, segments_runs(p)) +
+           (size_t)(p.rows * (segments_of(p) + 1) * 2) * wf_dtype_size(wf_statistics_dtype(p.x_dtype));
 }
 
 void segments_launch(const Problem &p, Run &run)
 {
-    with_params<1>(p, run, [&](auto q, int64_t runs) {
+    const Runs runs = segments_runs(p);
+    with_params(p, run, runs, [&](auto q) {
         using T = typename decltype(q)::X;
         using W = typename decltype(q)::Weight;
         q.segments = segments_of(p);
-        q.sums = buffer<real_of<T>>(run.workspace) + runs * 2 * p.cols;
+        q.sums = buffer<real_of<T>>(run.workspace) + runs.count * 2 * p.cols;
         q.avg = q.sums + p.rows * q.segments * 2;
         if (p.dx || run.load_only) {
             start(run, {dim3(grid_for(p.rows * q.segments)), dim3(WIDE)}, layernorm_backward_sums__segments<T, W>, q);
             start(run, {dim3(grid_for(p.rows)), dim3(WIDE)}, layernorm_backward_averages__segments<T, W>, q);
         }
-        start(run, {dim3((unsigned)(runs * q.segments)), dim3(WIDE)}, layernorm_backward_dx__segments<T, W>, q);
+        start(run, {dim3((unsigned)(runs.count * q.segments)), dim3(WIDE)}, layernorm_backward_dx__segments<T, W>, q);
     });
 }
 
@@ -499,12 +557,13 @@ void segments_launch(const Problem &p, Run &run)
 
 /* How wide a row is decides alone, so that a row of dx has the same bits in every batch. */
 const Variant<layernorm_backward> layernorm_backward_variants[] = {
-    {"sub_warp_per_row", 0, registers_take<8>, partial_workspace<8>, registers_launch<8>},
-    {"warp_per_row", 0, registers_take<32>, partial_workspace<32>, registers_launch<32>},
-    {"block_of_128_per_row", 0, registers_take<128>, partial_workspace<128>, registers_launch<128>},
-    {"block_of_256_per_row", 0, registers_take<256>, partial_workspace<256>, registers_launch<256>},
-    {"block_of_512_per_row", 0, registers_take<WIDE>, partial_workspace<WIDE>, registers_launch<WIDE>},
-    {"cluster_per_row", 90, cluster_takes, partial_workspace<WIDE>, cluster_launch},
+    {"sub_warp_per_row", 0, registers_take<8, 1>, registers_workspace<8>, registers_launch<8, 1>},
+    {"warp_per_row", 0, registers_take<32, 1>, registers_workspace<32>, registers_launch<32, 1>},
+    {"block_of_128_per_row", 0, registers_take<128, 1>, registers_workspace<128>, registers_launch<128, 1>},
+    {"block_of_256_per_row", 0, registers_take<256, 1>, registers_workspace<256>, registers_launch<256, 1>},
+    {"block_of_512_per_row", 0, registers_take<WIDE, 1>, registers_workspace<WIDE>, registers_launch<WIDE, 1>},
+    {"block_of_512_two_vectors", 0, registers_take<WIDE, 2>, registers_workspace<WIDE>, registers_launch<WIDE, 2>},
+    {"cluster_per_row", 90, cluster_takes, cluster_workspace, cluster_launch},
     {"segments", 0, segments_take, segments_workspace, segments_launch},
     {},
 };

@@ -243,17 +243,19 @@ template <int LANES, class R> WF_ON_DEVICE pair<R> lanes_sums(pair<R> s)
 }
 template <int WARPS, class R> WF_ON_DEVICE pair<R> row_sums(pair<R> s, dev::shared<pair<R>> scratch, bool clustered)
 {
-    const int lane = threadIdx.x % 32, parts = clustered ? (int)dev::cluster_size() * WARPS : WARPS;
+    const int lane = threadIdx.x % 32;
     s = lanes_sums<32>(s);
     if (lane == 0)
         scratch[threadIdx.x / 32] = s;
-    if (clustered)
-        dev::cluster_sync();
-    else
+    if (!clustered) {
         __syncthreads();
+        const pair<R> part = scratch[lane % WARPS];
+        return lanes_sums<WARPS>(part);
+    }
+    dev::cluster_sync();
     pair<R> sum = {0, 0};
-    for (int i = lane; i < parts; i += 32) {
-        const pair<R> part = clustered ? dev::cluster_map(scratch, i / WARPS)[i % WARPS] : scratch[i];
+    for (int i = lane; i < (int)dev::cluster_size() * WARPS; i += 32) {
+        const pair<R> part = dev::cluster_map(scratch, i / WARPS)[i % WARPS];
         sum.g += part.g;
         sum.gx += part.gx;
     }
