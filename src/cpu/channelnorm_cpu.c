@@ -150,7 +150,7 @@ struct channelnorm_backward_run {
     int64_t                            items;
     int64_t                            samples;       /* of the sums below: n, or 1 where reduce summed over them */
     real                              *dy_sum, *dyx_sum; /* [samples, c]: sum dy and sum dy * xhat of a channel */
-    real                              *k1, *k2;       /* [sets] */
+    real                              *k1, *k2;       /* [sets]; not of a frozen pass */
     real                              *part;          /* what reduce found, where that is less than a channel */
     bool                               summed;        /* the sums are needed: not for dx alone of a frozen pass */
     bool                               stream;
@@ -177,10 +177,8 @@ static void combine_sums(const struct channelnorm_backward_run *r, int64_t set)
     const struct channelnorm_backward *p = r->p;
     const int64_t                      channels = r->g.group_channels, c = r->g.s.c;
     real                               sum[2];
-    if (p->frozen) {
-        r->k1[set] = r->k2[set] = 0;
+    if (p->frozen)
         return;
-    }
     if (r->g.s.across_batch) {
         const real gamma = load_one(p->gamma, p->shape.w_dtype, set, 1);
         row_sum_tree(r->dy_sum + set, r->samples, c, 1, &sum[0]);

@@ -61,7 +61,7 @@ static void channels_first_backward_apply(const void *arg, int64_t set, int64_t 
     item_line(r, set, item, &number, &begin, &n);
     const real mean = given(p->mean, set), mean_lo = given(p->mean_lo, set), rstd = given(p->rstd, set);
     const real gamma = load_one(p->gamma, p->shape.w_dtype, number % r->g.s.c, 1);
-    const real k1 = r->summed ? r->k1[set] : 0, k2 = r->summed ? r->k2[set] : 0;
+    const real k1 = p->frozen ? 0 : r->k1[set], k2 = p->frozen ? 0 : r->k2[set];
     for (int64_t done = 0; done < n; done += TILE) {
         const int64_t at = number * r->g.s.hw + begin + done, part = min64(TILE, n - done);
         real          x_buffer[TILE], dy_buffer[TILE], dx_buffer[TILE];

@@ -94,8 +94,8 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
         const struct columns_tile t = columns_tile_of(&r->g, tile);
         struct columns_stats      s;
         spread_stats(r, &t, sample, &s);
-        spread(&r->g, &t, sample, r->summed ? r->k1 : NULL, k1);
-        spread(&r->g, &t, sample, r->summed ? r->k2 : NULL, k2);
+        spread(&r->g, &t, sample, p->frozen ? NULL : r->k1, k1);
+        spread(&r->g, &t, sample, p->frozen ? NULL : r->k2, k2);
         spread_parameter(&p->shape, &t, p->gamma, 1, gamma);
         for (int64_t row = 0; row < n; row += t.fold) {
             const int64_t at = (sample * rows + first + row) * t.c + t.col, count = min64(t.fold, n - row) * t.width;
