@@ -36,7 +36,8 @@ static const char *const runnings[] = { "0", "1", "inplace", "nan", NULL };
 static const char *const nulls[]    = { "x", "y", "dy", "dx", "gamma", "beta", "dgamma", "dbeta", "mean", "rstd",
                                         "mean_lo", "mask", NULL };
 static const char *const datas[]    = { "normal", "offset", "ratio6", "constant", "subnormal", "huge18", "huge30",
-                                        "nanrow", "infrow", "outlier", "exactsum", "ones", "tiny", "big", NULL };
+                                        "nanrow", "infrow", "outlier", "exactsum", "ones", "tiny", "big",
+                                        "opposite", NULL };
 
 typedef enum Kind { INT32, INT64, UINT64, DOUBLE, WORD, BITS, NAME } Kind;
 

@@ -27,7 +27,7 @@ typedef enum Op {
 
 typedef enum Data { /* see data.h */
     NORMAL, OFFSET, RATIO6, CONSTANT, SUBNORMAL, HUGE18, HUGE30, NANROW, INFROW, OUTLIER, EXACTSUM, ONES, TINY, BIG,
-    DATA_COUNT
+    OPPOSITE, DATA_COUNT
 } Data;
 
 enum { /* Case.null: the buffers given as NULL */

@@ -132,6 +132,7 @@ static double value(const Problem *p, uint64_t *state, int64_t s, int64_t k)
     double m = (double)random_below(&slot_state, 5) - 2, z = normal(state);
     switch (p->c->data) {
     case OFFSET: return narrow ? 16 + z : 1e4 + 1e-2 * z;
+    case OPPOSITE: return (s / p->params < p->slots / p->params / 2 ? 1 : -1) * (narrow ? 16 + z : 1e4 + 1e-2 * z);
     case RATIO6: return half ? 6e4 : 1e6 + 1.25 * z;
     case CONSTANT: return normal(&slot_state);
     case SUBNORMAL: return z * 1e3 * least(dtype);

@@ -46,6 +46,7 @@ typedef struct Problem {
  * ones      1
  * tiny      sd 1e-20 and 1e-30 in turns (f16: 2^-10, 2^-12)
  * big       magnitudes 2^58 to 2^59 (f16: 2^14 to 2^15)
+ * opposite  offset, of the other sign in half of the samples: instances' means cancel
  */
 Problem *problem_new(const Case *); /* NULL: the case's sizes make none (negative, groups do not divide c) */
 void     problem_free(Problem *);

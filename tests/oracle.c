@@ -152,12 +152,11 @@ static void solve_running(const Problem *p, const Statistics *s, const bool *loo
     *var = expected(p->params, stat_dtype(c->x), false);
     for (int64_t i = 0; i < p->params; i++) {
         Quad old_mean = p->running_mean[i], old_var = p->running_var[i], new_mean = 0, new_var = 0;
-        double sd = 0, size = 0; /* size: of the new mean, before instances cancel each other */
+        double sd = 0;
         bool unknown = false;
         for (int64_t k = 0; k < instances && p->count; k++) {
             const int64_t slot = k * p->params + i;
             new_mean += s->mean[slot] / instances;
-            size += (double)(fabsq(s->mean[slot]) / instances);
             new_var += s->var[slot] * correction / instances;
             sd += (double)(sqrtq(s->var[slot]) / instances);
             unknown |= loose[slot];
@@ -171,7 +170,7 @@ static void solve_running(const Problem *p, const Statistics *s, const bool *loo
             old_mean = old_var = 0;
         mean->value[i] = (1 - m) * old_mean + m * new_mean;
         var->value[i] = (1 - m) * old_var + m * new_var;
-        mean->bar[i] = 4 * u * ((double)fabsq(old_mean) + size + c->momentum * sd) + tiny;
+        mean->bar[i] = 4 * u * ((double)(fabsq(old_mean) + fabsq(new_mean)) + c->momentum * sd) + tiny;
         var->bar[i] = 8 * u * (double)(old_var + new_var) + tiny;
         if (unknown)
             mean->bar[i] = var->bar[i] = HUGE_VAL;

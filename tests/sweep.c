@@ -277,7 +277,7 @@ START_TEST(running)
         c.flags = how / 4 & 1 ? WF_BIASED : 0;
         c.layout = (wf_layout)(how / 8 & 1);
         set_dtypes(&c, how / 64);
-        c.data = how % 3 ? NORMAL : OFFSET;
+        c.data = (Data[]){ OFFSET, NORMAL, OPPOSITE }[how % 3];
         check_case(&c);
     }
 }

@@ -39,12 +39,18 @@ WF_HD int32_t moments_exponent(real x)
     return e - 1;
 }
 
-/* a + delta * share as a pair. Two-sum: exact whichever addend is larger. */
+/* a + b = sum + lo, |lo| at most half a unit in the last place of sum: exact whichever addend is larger (Knuth). */
+WF_HD void moments_two_sum(real a, real b, real *sum, real *lo)
+{
+    const real s = a + b, from_b = s - a;
+    *sum = s;
+    *lo = (a - (s - from_b)) + (b - from_b);
+}
+
+/* a + delta * share as a pair. */
 WF_HD void moments_shift(real a, real a_lo, real delta, real share, real *mean, real *mean_lo)
 {
-    const real lo = a_lo + delta * share, sum = a + lo, from_lo = sum - a;
-    *mean = sum;
-    *mean_lo = (a - (sum - from_lo)) + (lo - from_lo);
+    moments_two_sum(a, a_lo + delta * share, mean, mean_lo);
 }
 
 /* The merge where nothing is scaled; straight-line code, so that a loop over columns vectorizes. *plain: the result

@@ -67,23 +67,40 @@ static void known_set(const struct channelnorm_forward_run *r, int64_t set)
 #include "channels_first.h"
 #include "channels_last.h"
 
-/* out = (1 - momentum) * in + momentum * (a statistic's average over samples); in where there was nothing to average. */
-static void move_running(const struct channelnorm_forward_run *r, const real *statistic, const void *in, void *out,
-                         int64_t begin, int64_t n)
+/* out + out_lo = the sum of `count` rows of pairs, over the tree of row_sum_tree: means that cancel keep their digits. */
+static void row_sum_tree_pairs(const real *row, const real *row_lo, int64_t count, int64_t stride, int n, real *out,
+                               real *out_lo)
 {
-    const struct channelnorm_forward *p = r->p;
-    const int64_t                     samples = r->g.sets / r->g.s.c;
-    const real                       *old = (const real *)in + begin, keep = (real)(1 - p->momentum);
-    real                             *moved = (real *)out + begin, sum[COLUMNS];
-    if (r->g.count == 0 || samples == 0) {
-        memmove(moved, old, (size_t)n * sizeof(real));
+    if (count == 1) {
+        memcpy(out, row, (size_t)n * sizeof(real));
+        memcpy(out_lo, row_lo, (size_t)n * sizeof(real));
         return;
     }
-    row_sum_tree(statistic + begin, samples, r->g.s.c, (int)n, sum);
+    real          right[COLUMNS], right_lo[COLUMNS];
+    const int64_t left = tree_split(count, 1);
+    row_sum_tree_pairs(row, row_lo, left, stride, n, out, out_lo);
+    row_sum_tree_pairs(row + left * stride, row_lo + left * stride, count - left, stride, n, right, right_lo);
+    SIMD
+    for (int j = 0; j < n; j++) {
+        real lo;
+        moments_two_sum(out[j], right[j], &out[j], &lo);
+        out_lo[j] = (out_lo[j] + right_lo[j]) + lo;
+    }
+}
+
+/* out = (1 - momentum) * in + momentum * sum / samples; in where there was nothing to average. */
+static void move_running(const struct channelnorm_forward *p, int64_t samples, const real *sum, const real *in, real *out,
+                         int64_t n)
+{
+    const real keep = (real)(1 - p->momentum);
+    if (samples == 0) {
+        memmove(out, in, (size_t)n * sizeof(real));
+        return;
+    }
     SIMD
     for (int64_t i = 0; i < n; i++) {
         const real batch = sum[i] / (real)samples;
-        moved[i] = p->momentum == 1 ? batch : keep * old[i] + (real)p->momentum * batch;
+        out[i] = p->momentum == 1 ? batch : keep * in[i] + (real)p->momentum * batch;
     }
 }
 
@@ -91,10 +108,18 @@ static void forward_finish(void *arg, int64_t begin, int64_t end)
 {
     const struct channelnorm_forward_run *r = arg;
     const struct channelnorm_forward     *p = r->p;
+    const int64_t                         channels = r->g.s.c, samples = r->g.count ? r->g.sets / channels : 0;
     for (int64_t c = begin; c < end; c += COLUMNS) {
         const int64_t n = min64(COLUMNS, end - c);
-        move_running(r, r->mean, p->running_mean_in, p->running_mean_out, c, n);
-        move_running(r, r->variance, p->running_var_in, p->running_var_out, c, n);
+        real          mean[COLUMNS], lo[COLUMNS], variance[COLUMNS];
+        if (samples) {
+            row_sum_tree_pairs(r->mean + c, r->mean_lo + c, samples, channels, (int)n, mean, lo);
+            row_sum_tree(r->variance + c, samples, channels, (int)n, variance);
+            for (int64_t i = 0; i < n; i++)
+                mean[i] += lo[i];
+        }
+        move_running(p, samples, mean, (const real *)p->running_mean_in + c, (real *)p->running_mean_out + c, n);
+        move_running(p, samples, variance, (const real *)p->running_var_in + c, (real *)p->running_var_out + c, n);
     }
 }
 
