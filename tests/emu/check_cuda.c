@@ -6,7 +6,7 @@
 #include "test_cuda.h"
 
 static const struct { const char *name; Suite *(*make)(void); } suites[] = {
-    {"cuda_meter", cuda_meter_suite},
+    {"cuda_meter", cuda_meter_suite}, {"cuda_faults", cuda_faults_suite},
 };
 enum { SUITES = sizeof suites / sizeof *suites };
 

@@ -54,6 +54,14 @@ static bool is_absent(const Case *c, const Buffer *b)
     return false;
 }
 
+static const Operation *operation_of(const Case *c)
+{
+    const Operation *op = operations;
+    while (strcmp(op->name, op_name(c->op)))
+        op++;
+    return op;
+}
+
 static void vary(DeviceCall *d, int i)
 {
     const int64_t count = (int64_t)(d->api.size[i] / dtype_size(d->c.x));
@@ -82,29 +90,40 @@ static size_t offset_of(const DeviceCall *d, int i)
                                                                               : stat_dtype(d->c.x));
 }
 
-/* The list's first variant that takes the call. */
+bool device_call_takes(const Case *c)
+{
+    DeviceCall d = {.c = *c};
+    api_begin(&d.api, operation_of(c), 0);
+    set_fields(&d);
+    d.api.where = (wf_exec){.size = sizeof(wf_exec), .backend = WF_CUDA, .flags = WF_DRY_RUN, .variant = c->variant,
+                            .workspace_size = d.api.op->workspace(d.api.what, WF_CUDA)};
+    d.api.where.workspace = &d; /* nothing is written to it */
+    const wf_status status = d.api.op->call(d.api.what, NULL, &d.api.where);
+    if (status != WF_OK && status != WF_UNSUPPORTED)
+        ck_abort_msg("%s", wf_error_detail());
+    api_end(&d.api);
+    return status == WF_OK;
+}
+
+/* The list's first variant that takes the case. */
 static void find_variant(DeviceCall *d)
 {
+    Case        c = d->c;
     const char *name;
-    wf_exec     where = d->api.where;
-    where.flags = WF_DRY_RUN;
-    for (int i = 0; (name = wf_variant(op_name(d->c.op), WF_CUDA, i)); i++) {
-        where.variant = name;
-        if (d->api.op->call(d->api.what, d->api.with, &where) == WF_OK)
+    for (int i = 0; (name = wf_variant(op_name(c.op), WF_CUDA, i)); i++) {
+        snprintf(c.variant, sizeof c.variant, "%s", name);
+        if (device_call_takes(&c))
             break;
     }
     snprintf(d->variant, sizeof d->variant, "%s", name ? name : "none");
 }
 
-void device_call_begin(DeviceCall *d, const char *line)
+void device_call_begin(DeviceCall *d, const Case *c)
 {
+    const Operation *op = operation_of(c);
     memset(d, 0, sizeof *d);
-    const char *error = case_parse(&d->c, line);
-    if (error)
-        ck_abort_msg("%s", error);
-    const Operation *op = operations;
-    while (strcmp(op->name, op_name(d->c.op)))
-        op++;
+    d->c = *c;
+    case_print(c, d->line);
     api_begin(&d->api, op, 0);
     set_fields(d);
     api_fit(&d->api);
@@ -187,4 +206,49 @@ const char *device_call_damage(const DeviceCall *d)
         free(copy);
     }
     return damaged;
+}
+
+void device_call_spoil(const DeviceCall *d)
+{
+    for (int i = 0; i <= WORKSPACE; i++)
+        if (d->at[i] && device_call_output(d, i))
+            must(cudaMemset(d->at[i], FILL, d->api.size[i]));
+}
+
+/* ---- the cases ---- */
+
+const char *const cuda_cases[] = {
+#define CUDA_CASE(line) line,
+#include "cases.def"
+};
+const int cuda_case_count = sizeof cuda_cases / sizeof *cuda_cases;
+
+Case case_of_line(const char *line)
+{
+    Case        c;
+    const char *error = case_parse(&c, line);
+    if (error)
+        ck_abort_msg("%s", error);
+    return c;
+}
+
+void each_variant(int op, void (*f)(DeviceCall *d))
+{
+    const char *name;
+    for (int v = 0; (name = wf_variant(op_name((Op)op), WF_CUDA, v)); v++) {
+        bool taken = false;
+        for (int i = 0; i < cuda_case_count && !taken; i++) {
+            Case c = case_of_line(cuda_cases[i]);
+            snprintf(c.variant, sizeof c.variant, "%s", name);
+            if (c.op != (Op)op || !device_call_takes(&c))
+                continue;
+            DeviceCall d;
+            taken = true;
+            device_call_begin(&d, &c);
+            f(&d);
+            device_call_end(&d);
+        }
+        if (!taken)
+            ck_abort_msg("no line of cases.def is for %s variant=%s", op_name((Op)op), name);
+    }
 }

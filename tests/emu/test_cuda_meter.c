@@ -92,8 +92,8 @@ static Moved meter_line(const struct Metered *row)
 {
     DeviceCall d;
     Moved      m = {.elements = 1};
-    device_call_begin(&d, row->line);
-    const Case *c = &d.c;
+    const Case parsed = case_of_line(row->line), *c = &parsed;
+    device_call_begin(&d, c);
     m.op = c->op;
     m.elements = (double)(op_norm(c->op) <= RMSNORM ? c->rows * c->cols : c->n * c->c * c->hw);
     m.element_size = (double)dtype_size(c->x);
@@ -210,11 +210,10 @@ void meter_print(void)
            "  (0: no shared memory).\n");
     Op last = OP_COUNT;
     for (int i = 0; i < LINES; i++) {
-        Case c;
-        case_parse(&c, metered[i].line);
+        const Case c = case_of_line(metered[i].line);
         if (c.op != last)
-            printf("\n## %s\n\n| case | variant | launches | floor | moved | moved / floor | parameters, statistics | workspace | "
-                   "sectors | 16-byte | ways |\n|---|---|---|---|---|---|---|---|---|---|---|\n", op_name(c.op));
+            printf("\n## %s\n\n| case | variant | launches | floor | moved | moved / floor | parameters, statistics "
+                   "| workspace | sectors | 16-byte | ways |\n|---|---|---|---|---|---|---|---|---|---|---|\n", op_name(c.op));
         last = c.op;
         print_line(&metered[i]);
     }
