@@ -6,30 +6,7 @@
 #include <string.h>
 
 #include "guard.h"
-
-#define WRAP(operation)                                                                                                \
-    static wf_status call_##operation(const void *what, const void *with, const wf_exec *where)                        \
-    {                                                                                                                  \
-        return wf_##operation(what, with, where);                                                                      \
-    }                                                                                                                  \
-    static size_t workspace_##operation(const void *what, wf_backend backend)                                          \
-    {                                                                                                                  \
-        return wf_##operation##_workspace(what, backend);                                                              \
-    }
-WRAP(layernorm_forward)
-WRAP(layernorm_backward)
-WRAP(rmsnorm_forward)
-WRAP(rmsnorm_backward)
-WRAP(groupnorm_forward)
-WRAP(groupnorm_backward)
-WRAP(batchnorm_train)
-WRAP(batchnorm_infer)
-WRAP(batchnorm_backward)
-WRAP(instancenorm_train)
-WRAP(instancenorm_infer)
-WRAP(instancenorm_backward)
-WRAP(dropout_forward)
-WRAP(dropout_backward)
+#include "untyped.h"
 
 #define OPERATION(operation, what) #operation, call_##operation, workspace_##operation, sizeof(what)
 #define FIELD(what, name, kind) {#name, offsetof(what, name), kind}

@@ -6,31 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the operations ---- */
+#include "untyped.h"
 
-#define CALLS(operation)                                                                                               \
-    static wf_status call_##operation(const void *what, const void *with, const wf_exec *where)                        \
-    {                                                                                                                  \
-        return wf_##operation(what, with, where);                                                                      \
-    }                                                                                                                  \
-    static size_t workspace_##operation(const void *what, wf_backend backend)                                          \
-    {                                                                                                                  \
-        return wf_##operation##_workspace(what, backend);                                                              \
-    }
-CALLS(layernorm_forward)
-CALLS(layernorm_backward)
-CALLS(rmsnorm_forward)
-CALLS(rmsnorm_backward)
-CALLS(groupnorm_forward)
-CALLS(groupnorm_backward)
-CALLS(batchnorm_train)
-CALLS(batchnorm_infer)
-CALLS(batchnorm_backward)
-CALLS(instancenorm_train)
-CALLS(instancenorm_infer)
-CALLS(instancenorm_backward)
-CALLS(dropout_forward)
-CALLS(dropout_backward)
+/* ---- the operations ---- */
 
 #define OPERATION(operation, args, what, norm, direction, fields)                                                    \
     #operation, norm, direction, sizeof(what), sizeof(args), call_##operation, workspace_##operation, fields
