@@ -231,7 +231,7 @@ $(O)/tests/check: $(TEST_OBJ) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) $(TEST_OBJ) $(STATIC) -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lquadmath -lm
 
-$(O)/tests/smoke: $(O)/tests/aarch64/smoke.o $(STATIC)
+$(O)/tests/smoke: $(O)/tests/aarch64/smoke.o $(O)/tests/untyped.o $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(OPENMP_FLAG) $(CUDA_LIBS) -lm
 

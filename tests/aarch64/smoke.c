@@ -1,6 +1,6 @@
 /* Every operation, dtype and layout on a few shapes: one line per call with a digest of all that it wrote. The output is
  * the same on every processor; `make check-aarch64` compares two. Needs no test framework, so it cross-compiles alone. */
-#include "welford.h"
+#include "untyped.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,161 +49,162 @@ static void *take(wf_dtype dtype, int64_t count, int fill)
     return at;
 }
 
-/* The inputs and outputs of one case; the names are those of the header's structs. */
-static struct tensors {
-    void *x, *dy, *gamma, *beta, *y, *dx, *dgamma, *dbeta, *mean, *rstd, *mean_lo, *running_mean, *running_var,
-        *moved_mean, *moved_var, *frozen_rstd;
-    size_t outputs; /* everything in the arena from here on is output */
-} t;
+/* The tensors of a case; what comes from FIRST_OUTPUT on is written by the calls. END ends a list. */
+enum tensor {
+    END, X, DY, GAMMA, BETA, RUNNING_MEAN, RUNNING_VAR,
+    Y, DX, DGAMMA, DBETA, MEAN, RSTD, MEAN_LO, MOVED_MEAN, MOVED_VAR, FROZEN_RSTD, TENSORS,
+    FIRST_OUTPUT = Y
+};
+static void *tensors[TENSORS];
+static size_t outputs; /* where they begin in the arena */
 
 static void prepare(wf_dtype x_dtype, wf_dtype w_dtype, int64_t elements, int64_t parameters, int64_t statistics)
 {
     const wf_dtype s_dtype = x_dtype == WF_F64 ? WF_F64 : WF_F32;
+    const struct {
+        enum tensor tensor;
+        wf_dtype dtype;
+        int64_t count;
+    } wanted[] = {{X, x_dtype, elements},
+                  {DY, x_dtype, elements},
+                  {GAMMA, w_dtype, parameters},
+                  {BETA, w_dtype, parameters},
+                  {RUNNING_MEAN, s_dtype, parameters},
+                  {RUNNING_VAR, s_dtype, parameters},
+                  {Y, x_dtype, elements},
+                  {DX, x_dtype, elements},
+                  {DGAMMA, w_dtype, parameters},
+                  {DBETA, w_dtype, parameters},
+                  {MEAN, s_dtype, statistics},
+                  {RSTD, s_dtype, statistics},
+                  {MEAN_LO, s_dtype, statistics},
+                  {MOVED_MEAN, s_dtype, parameters},
+                  {MOVED_VAR, s_dtype, parameters},
+                  {FROZEN_RSTD, s_dtype, parameters}};
 
     used = 0;
     state = 1;
-    t.x = take(x_dtype, elements, 1);
-    t.dy = take(x_dtype, elements, 1);
-    t.gamma = take(w_dtype, parameters, 1);
-    t.beta = take(w_dtype, parameters, 1);
-    t.running_mean = take(s_dtype, parameters, 1);
-    t.running_var = take(s_dtype, parameters, 1);
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        if (wanted[i].tensor == FIRST_OUTPUT)
+            outputs = used;
+        tensors[wanted[i].tensor] = take(wanted[i].dtype, wanted[i].count, wanted[i].tensor < FIRST_OUTPUT);
+    }
     for (int64_t i = 0; i < parameters; i++) /* a variance has no sign: clear it in the highest byte */
-        ((unsigned char *)t.running_var)[(size_t)(i + 1) * dtype_size[s_dtype] - 1] &= 0x7f;
-    t.outputs = used;
-    t.y = take(x_dtype, elements, 0);
-    t.dx = take(x_dtype, elements, 0);
-    t.dgamma = take(w_dtype, parameters, 0);
-    t.dbeta = take(w_dtype, parameters, 0);
-    t.mean = take(s_dtype, statistics, 0);
-    t.rstd = take(s_dtype, statistics, 0);
-    t.mean_lo = take(s_dtype, statistics, 0);
-    t.moved_mean = take(s_dtype, parameters, 0);
-    t.moved_var = take(s_dtype, parameters, 0);
-    t.frozen_rstd = take(s_dtype, parameters, 0);
+        ((unsigned char *)tensors[RUNNING_VAR])[(size_t)(i + 1) * dtype_size[s_dtype] - 1] &= 0x7f;
 }
 
-static const wf_exec where = {
-    .size = sizeof where, .backend = WF_CPU, .workspace = workspace, .workspace_size = WORKSPACE_SIZE, .threads = 1};
+/* Of each norm, what is asked of it; n and c are also the rows and cols. */
+union what {
+    size_t size;
+    wf_layernorm layernorm;
+    wf_rmsnorm rmsnorm;
+    wf_groupnorm groupnorm;
+    wf_batchnorm batchnorm;
+    wf_instancenorm instancenorm;
+    wf_dropout dropout;
+};
+
+struct shape {
+    wf_dtype x_dtype, w_dtype;
+    wf_layout layout;
+    int64_t n, c, hw;
+};
+
+#define DTYPES .x_dtype = s->x_dtype, .w_dtype = s->w_dtype
+#define ROWS .rows = s->n, .cols = s->c
+#define CHANNELS .layout = s->layout, .n = s->n, .c = s->c, .hw = s->hw
+#define DESCRIBE(norm, ...)                                                                                            \
+    static void describe_##norm(union what *what, const struct shape *s)                                               \
+    {                                                                                                                  \
+        what->norm = (wf_##norm){.size = sizeof what->norm, __VA_ARGS__};                                              \
+    }
+DESCRIBE(layernorm, DTYPES, ROWS, .eps = 1e-5)
+DESCRIBE(rmsnorm, DTYPES, ROWS, .eps = 1e-5, .weight_offset = 1)
+DESCRIBE(groupnorm, DTYPES, CHANNELS, .eps = 1e-5, .groups = s->c % 5 ? 1 : 5)
+DESCRIBE(batchnorm, DTYPES, CHANNELS, .eps = 1e-5, .momentum = 0.1)
+DESCRIBE(instancenorm, DTYPES, CHANNELS, .eps = 1e-5, .momentum = 0.1)
+DESCRIBE(dropout, .x_dtype = s->x_dtype, CHANNELS, .p = 0.3)
+
+/* The calls, in this order: a backward pass takes the statistics that the forward one left. The arguments are the pointers
+ * of the args struct in its order, but for dropout's seed and offset, which are numbers. */
+static const struct operation {
+    const char *name;
+    void (*describe)(union what *, const struct shape *);
+    wf_status (*call)(const void *what, const void *with, const wf_exec *where);
+    size_t args_size;
+    enum tensor args[12];
+} operations[] = {
+#define OPERATION(operation, norm, args) #operation, describe_##norm, call_##operation, sizeof(args)
+#define FORWARD(norm) OPERATION(norm##_forward, norm, wf_##norm##_forward_args)
+#define TRAIN(norm) OPERATION(norm##_train, norm, wf_##norm##_train_args)
+#define INFER(norm) OPERATION(norm##_infer, norm, wf_##norm##_infer_args)
+#define BACKWARD(norm) OPERATION(norm##_backward, norm, wf_##norm##_backward_args)
+#define STATISTICS MEAN, RSTD, MEAN_LO
+#define RUNNING RUNNING_MEAN, RUNNING_VAR
+#define GRADIENTS DX, DGAMMA, DBETA
+    {FORWARD(layernorm), {X, GAMMA, BETA, Y, STATISTICS}},
+    {BACKWARD(layernorm), {DY, X, GAMMA, STATISTICS, GRADIENTS}},
+    {FORWARD(rmsnorm), {X, GAMMA, Y, RSTD}},
+    {BACKWARD(rmsnorm), {DY, X, GAMMA, RSTD, DX, DGAMMA}},
+    {FORWARD(groupnorm), {X, GAMMA, BETA, Y, STATISTICS}},
+    {BACKWARD(groupnorm), {DY, X, GAMMA, STATISTICS, GRADIENTS}},
+    {TRAIN(batchnorm), {X, GAMMA, BETA, RUNNING, MOVED_MEAN, MOVED_VAR, Y, STATISTICS}},
+    {BACKWARD(batchnorm), {DY, X, GAMMA, STATISTICS, GRADIENTS}},
+    {INFER(batchnorm), {X, GAMMA, BETA, RUNNING, Y, FROZEN_RSTD}},
+    {TRAIN(instancenorm), {X, GAMMA, BETA, RUNNING, MOVED_MEAN, MOVED_VAR, Y, STATISTICS}},
+    {BACKWARD(instancenorm), {DY, X, GAMMA, STATISTICS, GRADIENTS}},
+    {INFER(instancenorm), {X, GAMMA, BETA, RUNNING, Y, FROZEN_RSTD}},
+    {OPERATION(dropout_forward, dropout, wf_dropout_args), {X, Y, DX}}, /* DX holds the mask */
+    {OPERATION(dropout_backward, dropout, wf_dropout_args), {DY, DX}},
+};
 
 static int failures;
 
-static void print(const char *operation, wf_status status, const char *shape)
+static void call(const struct operation *op, const union what *what, const char *shape)
 {
+    static const wf_exec where = {
+        .size = sizeof where, .backend = WF_CPU, .workspace = workspace, .workspace_size = WORKSPACE_SIZE, .threads = 1};
+    union {
+        size_t size;
+        wf_dropout_args dropout;
+        void *word[16];
+    } with = {.word = {NULL}};
     uint64_t digest = 14695981039346656037u;
+    wf_status status;
 
-    for (size_t i = t.outputs; i < used; i++)
+    if (op->describe == describe_dropout)
+        with.dropout = (wf_dropout_args){.seed = 7, .offset = 3};
+    with.size = op->args_size;
+    for (int i = 0; op->args[i] != END; i++)
+        with.word[1 + i] = tensors[op->args[i]];
+    status = op->call(what, &with, &where);
+    for (size_t i = outputs; i < used; i++)
         digest = (digest ^ arena[i]) * 1099511628211u;
-    printf("%-22s %-40s %016llx\n", operation, shape, (unsigned long long)digest);
+    printf("%-22s %-40s %016llx\n", op->name, shape, (unsigned long long)digest);
     if (status != WF_OK) {
         printf("%s: %s\n", wf_status_string(status), wf_error_detail());
         failures++;
     }
 }
 
-#define CALL(operation, ...)                                                                                           \
-    print(#operation,                                                                                                  \
-          wf_##operation(&what, &(wf_##operation##_args){.size = sizeof(wf_##operation##_args), __VA_ARGS__}, &where), \
-          shape)
-#define STATISTICS .mean = t.mean, .rstd = t.rstd, .mean_lo = t.mean_lo
-#define GRADIENTS .dx = t.dx, .dgamma = t.dgamma, .dbeta = t.dbeta
-#define RUNNING_IN .running_mean_in = t.running_mean, .running_var_in = t.running_var
-#define RUNNING_OUT .running_mean_out = t.moved_mean, .running_var_out = t.moved_var
-
-static void rows_and_cols(wf_dtype x_dtype, wf_dtype w_dtype, int64_t rows, int64_t cols)
+/* Every call of one sort of operation: those on rows, or those on channels; dropout in its four kinds. */
+static void calls(const struct shape *s, int on_rows, const char *text)
 {
-    char shape[80];
+    prepare(s->x_dtype, s->w_dtype, s->n * s->c * s->hw, s->c, on_rows ? s->n : s->n * s->c);
+    for (const struct operation *op = operations; op < operations + sizeof operations / sizeof *operations; op++) {
+        const int rows = op->describe == describe_layernorm || op->describe == describe_rmsnorm;
+        const int kinds = op->describe == describe_dropout ? 4 : 1;
+        union what what;
 
-    snprintf(shape, sizeof shape, "%s %s %d x %d", dtype_name[x_dtype], dtype_name[w_dtype], (int)rows, (int)cols);
-    prepare(x_dtype, w_dtype, rows * cols, cols, rows);
-    {
-        const wf_layernorm what = {
-            .size = sizeof what, .x_dtype = x_dtype, .w_dtype = w_dtype, .rows = rows, .cols = cols, .eps = 1e-5};
-        CALL(layernorm_forward, .x = t.x, .gamma = t.gamma, .beta = t.beta, .y = t.y, STATISTICS);
-        CALL(layernorm_backward, .dy = t.dy, .x = t.x, .gamma = t.gamma, STATISTICS, GRADIENTS);
-    }
-    {
-        const wf_rmsnorm what = {.size = sizeof what,
-                                 .x_dtype = x_dtype,
-                                 .w_dtype = w_dtype,
-                                 .rows = rows,
-                                 .cols = cols,
-                                 .eps = 1e-5,
-                                 .weight_offset = 1};
-        CALL(rmsnorm_forward, .x = t.x, .gamma = t.gamma, .y = t.y, .rrms = t.rstd);
-        CALL(rmsnorm_backward, .dy = t.dy, .x = t.x, .gamma = t.gamma, .rrms = t.rstd, .dx = t.dx, .dgamma = t.dgamma);
-    }
-}
-
-static void channels(wf_dtype x_dtype, wf_dtype w_dtype, wf_layout layout, int64_t n, int64_t c, int64_t hw)
-{
-    char shape[80];
-
-    snprintf(shape, sizeof shape, "%s %s %s %d x %d x %d", dtype_name[x_dtype], dtype_name[w_dtype],
-             layout ? "nhwc" : "nchw", (int)n, (int)c, (int)hw);
-    prepare(x_dtype, w_dtype, n * c * hw, c, n * c);
-    {
-        const wf_groupnorm what = {.size = sizeof what,
-                                   .x_dtype = x_dtype,
-                                   .w_dtype = w_dtype,
-                                   .layout = layout,
-                                   .n = n,
-                                   .c = c,
-                                   .hw = hw,
-                                   .groups = c % 5 ? 1 : 5,
-                                   .eps = 1e-5};
-        CALL(groupnorm_forward, .x = t.x, .gamma = t.gamma, .beta = t.beta, .y = t.y, STATISTICS);
-        CALL(groupnorm_backward, .dy = t.dy, .x = t.x, .gamma = t.gamma, STATISTICS, GRADIENTS);
-    }
-    {
-        const wf_batchnorm what = {.size = sizeof what,
-                                   .x_dtype = x_dtype,
-                                   .w_dtype = w_dtype,
-                                   .layout = layout,
-                                   .n = n,
-                                   .c = c,
-                                   .hw = hw,
-                                   .eps = 1e-5,
-                                   .momentum = 0.1};
-        CALL(batchnorm_train, .x = t.x, .gamma = t.gamma, .beta = t.beta, RUNNING_IN, RUNNING_OUT, .y = t.y,
-             STATISTICS);
-        CALL(batchnorm_backward, .dy = t.dy, .x = t.x, .gamma = t.gamma, STATISTICS, GRADIENTS);
-        CALL(batchnorm_infer, .x = t.x, .gamma = t.gamma, .beta = t.beta, .running_mean = t.running_mean,
-             .running_var = t.running_var, .y = t.y, .rstd = t.frozen_rstd);
-    }
-    {
-        const wf_instancenorm what = {.size = sizeof what,
-                                      .x_dtype = x_dtype,
-                                      .w_dtype = w_dtype,
-                                      .layout = layout,
-                                      .n = n,
-                                      .c = c,
-                                      .hw = hw,
-                                      .eps = 1e-5,
-                                      .momentum = 0.1};
-        CALL(instancenorm_train, .x = t.x, .gamma = t.gamma, .beta = t.beta, RUNNING_IN, RUNNING_OUT, .y = t.y,
-             STATISTICS);
-        CALL(instancenorm_backward, .dy = t.dy, .x = t.x, .gamma = t.gamma, STATISTICS, GRADIENTS);
-        CALL(instancenorm_infer, .x = t.x, .gamma = t.gamma, .beta = t.beta, .running_mean = t.running_mean,
-             .running_var = t.running_var, .y = t.y, .rstd = t.frozen_rstd);
-    }
-    for (int kind = WF_DROPOUT; kind <= WF_ALPHA_DROPOUT; kind++)
-        for (uint32_t flags = 0; flags <= WF_FEATURES; flags += WF_FEATURES) {
-            const wf_dropout what = {.size = sizeof what,
-                                     .x_dtype = x_dtype,
-                                     .kind = (wf_dropout_kind)kind,
-                                     .layout = layout,
-                                     .flags = flags,
-                                     .n = n,
-                                     .c = c,
-                                     .hw = hw,
-                                     .p = 0.3};
-            const wf_dropout_args forward = {
-                .size = sizeof forward, .x = t.x, .y = t.y, .seed = 7, .offset = 3, .mask = t.dx};
-            const wf_dropout_args backward = {.size = sizeof backward, .x = t.dy, .y = t.dx, .seed = 7, .offset = 3};
-            print("dropout_forward", wf_dropout_forward(&what, &forward, &where), shape);
-            print("dropout_backward", wf_dropout_backward(&what, &backward, &where), shape);
+        op->describe(&what, s);
+        for (int kind = 0; kind < kinds && rows == on_rows; kind++) {
+            if (kinds > 1) {
+                what.dropout.kind = (wf_dropout_kind)(kind / 2);
+                what.dropout.flags = kind % 2 ? WF_FEATURES : 0;
+            }
+            call(op, &what, text);
         }
+    }
 }
 
 int main(void)
@@ -214,13 +215,23 @@ int main(void)
                   {WF_BF16, WF_BF16}, {WF_BF16, WF_F32}, {WF_F64, WF_F64}};
     static const int64_t rows[][2] = {{1, 1}, {3, 7}, {5, 128}, {33, 129}, {2, 4099}, {200, 17}};
     static const int64_t shapes[][3] = {{2, 5, 3}, {1, 10, 196}, {3, 35, 49}, {2, 16, 5329}, {70, 3, 2}};
+    char text[80];
 
     for (size_t d = 0; d < sizeof dtypes / sizeof dtypes[0]; d++) {
-        for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
-            rows_and_cols(dtypes[d].x, dtypes[d].w, rows[i][0], rows[i][1]);
-        for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
-            for (int layout = WF_NCHW; layout <= WF_NHWC; layout++)
-                channels(dtypes[d].x, dtypes[d].w, (wf_layout)layout, shapes[i][0], shapes[i][1], shapes[i][2]);
+        const wf_dtype x = dtypes[d].x, w = dtypes[d].w;
+
+        for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+            const struct shape s = {x, w, WF_NCHW, rows[i][0], rows[i][1], 1};
+            snprintf(text, sizeof text, "%s %s %d x %d", dtype_name[x], dtype_name[w], (int)s.n, (int)s.c);
+            calls(&s, 1, text);
+        }
+        for (size_t i = 0; i < 2 * sizeof shapes / sizeof shapes[0]; i++) {
+            const int64_t *size = shapes[i / 2];
+            const struct shape s = {x, w, i % 2 ? WF_NHWC : WF_NCHW, size[0], size[1], size[2]};
+            snprintf(text, sizeof text, "%s %s %s %d x %d x %d", dtype_name[x], dtype_name[w],
+                     s.layout ? "nhwc" : "nchw", (int)s.n, (int)s.c, (int)s.hw);
+            calls(&s, 0, text);
+        }
     }
     return failures != 0;
 }
