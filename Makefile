@@ -268,6 +268,8 @@ $(REPLAY): $(REPLAY).o $(FUZZ_OBJ) $(O)/tests/helpers.a $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lquadmath -lm
 
+include bench/bench.mk
+
 # ---- demo and examples ----
 
 demo: $(O)/examples/demo/demo $(EXAMPLES)  ## what each layer is for, on Fashion-MNIST: minutes (ARGS=--quick: seconds; ARGS=--help)

@@ -1,0 +1,161 @@
+/* report.c - the table on stdout: plain or Markdown. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench.h"
+
+double result_rate(const Result *r, int who)
+{
+    const Contestant *w = &r->who[who];
+    return (w->bytes > 0 ? w->bytes : r->traffic.bytes) / w->timing.median;
+}
+
+/* The case without its operation and what the whole run has in common. */
+static const char *label(const Case *c)
+{
+    static char text[CASE_SIZE];
+    Case plain = *c;
+    plain.backend = WF_CPU;
+    plain.threads = 0;
+    char *rest = strchr(case_print(&plain, text), ' ');
+    return rest ? rest + 1 : "";
+}
+
+void report_header(const Run *run)
+{
+    const Options *o = run->options;
+    printf("environment: %s\n", run->environment);
+    printf("roofline, %s copy, GB/s read + written:", o->backend == WF_CUDA ? "device-to-device" : "non-temporal / plain");
+    for (int i = 0; i < run->roof.points; i++) {
+        const double bytes = run->roof.bytes[i];
+        printf("  %.0f %s: %.1f", bytes >= 0x1p20 ? bytes / 0x1p20 : bytes / 1024, bytes >= 0x1p20 ? "MB" : "KB",
+               run->roof.rate[i] * 1e-9);
+        if (run->roof.plain_rate[i] > 0)
+            printf(" / %.1f", run->roof.plain_rate[i] * 1e-9);
+    }
+    printf("\n%%copy: of a copy that moves as many bytes; %%peak: of the best copy; x: times as long as welford\n\n");
+    if (o->markdown)
+        printf("| layer | operation | case | us | spread | GB/s | %%copy | %%peak | peers | check |\n"
+               "|---|---|---|---|---|---|---|---|---|---|\n");
+    else
+        printf("%-20s %-21s %-46s %10s %7s %7s %6s %6s  %s\n", "layer", "operation", "case", "us", "spread", "GB/s", "%copy",
+               "%peak", "check, peers");
+}
+
+static void print_peers(const Result *r)
+{
+    for (int i = 1; i < r->contestants; i++)
+        printf(" %s %.2fx", r->who[i].name, r->who[i].ratio);
+    if (*r->compared)
+        printf(" %s", r->compared);
+}
+
+void report_row(const Run *run, const Result *r)
+{
+    const bool markdown = run->options->markdown;
+    const char *operation = op_name(r->row->c.op);
+    if (r->verdict != TIMED) {
+        static const char *const words[] = { [WRONG] = "WRONG", [UNSUPPORTED] = "unsupported", [FAILED] = "failed" };
+        printf(markdown ? "| %s | %s | %s | %s: %s |||||||\n" : "%-20s %-21s %-46s %s: %s\n", r->row->name, operation,
+               label(&r->row->c), words[r->verdict], r->message);
+        fflush(stdout);
+        return;
+    }
+    const Timing *t = &r->who[0].timing;
+    const double rate = result_rate(r, 0);
+    printf(markdown ? "| %s | %s | %s | %.2f | %.1f%% | %.1f | %.0f | %.0f |" : "%-20s %-21s %-46s %10.2f %6.1f%% %7.1f %6.0f %6.0f  ",
+           r->row->name, operation, label(&r->row->c), t->median * 1e6, 100 * (t->q3 - t->q1) / t->median, rate * 1e-9,
+           100 * rate / r->roof, 100 * rate / r->peak);
+    if (markdown) {
+        print_peers(r);
+        printf(" | %s |\n", r->check);
+    } else {
+        printf("%s", r->check);
+        print_peers(r);
+        printf("\n");
+    }
+    if (run->options->explain)
+        printf("    %s = %.0f bytes; min %.2f, p95 %.2f us; %d samples of %d calls\n", r->traffic.formula, r->traffic.bytes,
+               t->min * 1e6, t->p95 * 1e6, t->samples, t->calls);
+    if (run->options->explain && r->traffic.bytes_two_reads > 0)
+        printf("    counting what is read twice: %.1f GB/s\n", r->traffic.bytes_two_reads / t->median * 1e-9);
+    fflush(stdout);
+}
+
+/* Geometric mean of what value(r, arg) gives, leaving out where that is 0. */
+static double geometric(const Run *run, double (*value)(const Result *, const void *), const void *arg, int *count)
+{
+    double sum = 0;
+    *count = 0;
+    for (int i = 0; i < run->results; i++) {
+        const double v = run->result[i].verdict == TIMED ? value(&run->result[i], arg) : 0;
+        if (v > 0) {
+            sum += log(v);
+            ++*count;
+        }
+    }
+    return *count ? exp(sum / *count) : 0;
+}
+
+static double share_of_op(const Result *r, const void *op)
+{
+    return r->row->c.op == *(const Op *)op ? 100 * result_rate(r, 0) / r->roof : 0;
+}
+
+static double ratio_to(const Result *r, const void *name)
+{
+    for (int i = 1; i < r->contestants; i++)
+        if (!strcmp(r->who[i].name, name))
+            return r->who[i].ratio;
+    return 0;
+}
+
+static void print_totals(const Run *run)
+{
+    for (int i = 0; i < run->results; i++) {
+        const char *suite = run->result[i].row->suite;
+        bool first = true;
+        for (int k = 0; k < i; k++)
+            first &= strcmp(run->result[k].row->suite, suite) != 0;
+        double total = 0;
+        int layers = 0, missing = 0;
+        for (int k = i; k < run->results && first; k++) {
+            const Result *r = &run->result[k];
+            if (strcmp(r->row->suite, suite))
+                continue;
+            if (r->verdict == TIMED) {
+                total += r->row->count * r->who[0].timing.median;
+                layers += r->row->count;
+            } else {
+                missing++;
+            }
+        }
+        if (first && layers)
+            printf("total of %s: %.3f ms for %d calls%s\n", suite, total * 1e3, layers, missing ? " (rows are missing)" : "");
+    }
+}
+
+void report_footer(const Run *run)
+{
+    int count;
+    printf("\n");
+    for (Op op = 0; op < OP_COUNT; op++) {
+        const double share = geometric(run, share_of_op, &op, &count);
+        if (count)
+            printf("%-21s %5.0f %% of the copy, geometric mean of %d\n", op_name(op), share, count);
+    }
+    for (int i = 0; all_peers[i]; i++) {
+        const double ratio = geometric(run, ratio_to, all_peers[i]->name, &count);
+        if (count)
+            printf("%-21s %5.2f times as long, geometric mean of %d\n", all_peers[i]->name, ratio, count);
+    }
+    print_totals(run);
+    int under = 0;
+    for (int i = 0; i < run->results; i++) {
+        const Result *r = &run->result[i];
+        if (r->verdict == TIMED && result_rate(r, 0) < 0.7 * r->roof)
+            printf("%s  %3.0f %%  %s %s %s\n", under++ ? "           " : "under 70 %:", 100 * result_rate(r, 0) / r->roof,
+                   r->row->name, op_name(r->row->c.op), label(&r->row->c));
+    }
+}
