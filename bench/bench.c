@@ -28,6 +28,8 @@ static const char help[] =
 
 /* ---- one row ---- */
 
+static char *host_alloc(size_t size) { return aligned_alloc(4096, (size + 4095) / 4096 * 4096); }
+
 static bool call_library(void *state, char *slab, struct CUstream_st *stream)
 {
     return plan_call(state, slab, stream) == WF_OK;
@@ -48,7 +50,7 @@ static bool make_sets(Timer *timer, const Plan *p, const char *before)
     timer->sets = sets_wanted(timer->backend, timer->cold, p->slab_size);
     timer->slab = calloc((size_t)timer->sets, sizeof *timer->slab);
     for (int i = 0; i < timer->sets; i++) {
-        timer->slab[i] = timer->backend == WF_CUDA ? gpu_alloc(p->slab_size) : aligned_alloc(4096, (p->slab_size + 4095) / 4096 * 4096);
+        timer->slab[i] = timer->backend == WF_CUDA ? gpu_alloc(p->slab_size) : host_alloc(p->slab_size);
         if (!timer->slab[i])
             return false;
         if (timer->backend == WF_CPU)
@@ -114,7 +116,8 @@ static void time_row(Result *r, Plan *p, const Options *o, const Peer *const pee
         if (!state)
             continue;
         of[r->contestants] = peers[i];
-        r->who[r->contestants++] = (Contestant){ .name = peers[i]->name, .call = peers[i]->call, .state = state, .bytes = bytes };
+        r->who[r->contestants++] = (Contestant){ .name = peers[i]->name, .call = peers[i]->call, .state = state,
+                                                 .bytes = bytes };
     }
     if (r->verdict == TIMED && (error = time_all(&timer, r->who, r->contestants)) != NULL)
         fail(r, FAILED, error);
@@ -131,8 +134,7 @@ static void run_row(Result *r, const Run *run, const Peer *const peers[])
         fail(r, FAILED, error);
         return;
     }
-    char *before = aligned_alloc(4096, (p.slab_size + 4095) / 4096 * 4096);
-    char *after = aligned_alloc(4096, (p.slab_size + 4095) / 4096 * 4096);
+    char *before = host_alloc(p.slab_size), *after = host_alloc(p.slab_size);
     if (before && after)
         time_row(r, &p, run->options, peers, before, after);
     else
@@ -167,7 +169,8 @@ static int run_rows(Run *run, const Rows *rows)
         wrong += r->verdict == WRONG || r->verdict == FAILED;
         report_row(run, r);
         if (isatty(2))
-            fprintf(stderr, "\r%d of %d, %.0f s left \r", i + 1, rows->count, (now() - start) / (i + 1) * (rows->count - i - 1));
+            fprintf(stderr, "\r%d of %d, %.0f s left \r", i + 1, rows->count,
+                    (now() - start) / (i + 1) * (rows->count - i - 1));
     }
     report_footer(run);
     if (o->json && !report_json(run, o->json))
@@ -257,7 +260,8 @@ int main(int argc, char **argv)
         }
     }
     for (int i = 0; i < sources && !error; i++)
-        error = kind[i] == 's' ? suite_read(&rows, source[i], o.with) : suite_add(&rows, "case", "-", 1, source[i], o.with);
+        error = kind[i] == 's' ? suite_read(&rows, source[i], o.with)
+                               : suite_add(&rows, "case", "-", 1, source[i], o.with);
     if (error || optind < argc || o.threads < 1)
         return usage(error ? error : optind < argc ? argv[optind] : "--threads");
     settle(&rows, &o);
@@ -266,7 +270,8 @@ int main(int argc, char **argv)
     if (list) {
         for (int i = 0; i < rows.count; i++) {
             char line[CASE_SIZE];
-            printf("%s %s %d %s\n", rows.row[i].suite, rows.row[i].name, rows.row[i].count, case_print(&rows.row[i].c, line));
+            printf("%s %s %d %s\n", rows.row[i].suite, rows.row[i].name, rows.row[i].count,
+                   case_print(&rows.row[i].c, line));
         }
         return 0;
     }

@@ -56,6 +56,7 @@ const char *plan_make(Plan *, const Case *); /* NULL, or why not; the case must 
 void        plan_fill(Plan *, char *slab); /* random inputs, a backward pass's statistics, NaN in outputs */
 void        plan_free(Plan *);
 wf_status   plan_call(const Plan *, char *slab, struct CUstream_st *); /* the library's call on a set in its memory */
+wf_dropout  plan_dropout(const Case *);
 void       *plan_tensor(const Plan *, const char *slab, Tensor); /* NULL: not given */
 
 /* ---- reference.c ---- */

@@ -11,16 +11,17 @@ enum { ALIGN = 256, BLOCK = 1048583 /* prime: a period that no shape shares */ }
 static void give(Plan *p, Tensor which, bool input, wf_dtype dtype, int64_t rows, int64_t cols, int64_t stride)
 {
     Extent *t = &p->t[which];
-    *t = (Extent){ .given = true, .input = input, .dtype = dtype, .rows = rows, .cols = cols, .stride = stride ? stride : cols };
+    *t = (Extent){ .given = true, .input = input, .dtype = dtype, .rows = rows, .cols = cols };
+    t->stride = stride ? stride : cols;
     t->size = rows && cols ? (size_t)((rows - 1) * t->stride + cols) * dtype_size(dtype) : 0;
     t->at = p->slab_size + (size_t)p->c->misalign * dtype_size(dtype);
     p->slab_size = (t->at + t->size + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-static void share(Plan *p, Tensor out, Tensor in) /* an output in place */
+static void share(Plan *p, Tensor out, Tensor in) /* an output in place: what it overwrites need not stay */
 {
+    p->t[in].input = false;
     p->t[out] = p->t[in];
-    p->t[out].input = false;
 }
 
 /* Which elements share statistics and parameters. */
@@ -48,10 +49,10 @@ static const char *arrange(Plan *p)
     return NULL;
 }
 
-static wf_dropout dropout_of(const Case *c)
+wf_dropout plan_dropout(const Case *c)
 {
-    return (wf_dropout){ .size = sizeof(wf_dropout), .x_dtype = c->x, .kind = (wf_dropout_kind)c->kind, .layout = c->layout,
-                         .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p };
+    return (wf_dropout){ .size = sizeof(wf_dropout), .x_dtype = c->x, .kind = (wf_dropout_kind)c->kind,
+                         .layout = c->layout, .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p };
 }
 
 const char *plan_make(Plan *p, const Case *c)
@@ -107,14 +108,17 @@ const char *plan_make(Plan *p, const Case *c)
         give(p, T_RUNNING_MEAN_IN, true, stat, 1, p->channels, 0);
         give(p, T_RUNNING_VAR_IN, true, stat, 1, p->channels, 0);
     }
-    if (!backward && !infer && c->running) {
+    if (!backward && !infer && c->running == RUNNING_IN_PLACE) {
+        share(p, T_RUNNING_MEAN_OUT, T_RUNNING_MEAN_IN);
+        share(p, T_RUNNING_VAR_OUT, T_RUNNING_VAR_IN);
+    } else if (!backward && !infer && c->running) {
         give(p, T_RUNNING_MEAN_OUT, false, stat, 1, p->channels, 0);
         give(p, T_RUNNING_VAR_OUT, false, stat, 1, p->channels, 0);
     }
     if (norms) {
         p->workspace_size = run_workspace(c);
     } else {
-        const wf_dropout what = dropout_of(c);
+        const wf_dropout what = plan_dropout(c);
         p->workspace_size = backward ? wf_dropout_backward_workspace(&what, c->backend)
                                      : wf_dropout_forward_workspace(&what, c->backend);
     }
@@ -146,7 +150,7 @@ wf_status plan_call(const Plan *p, char *slab, struct CUstream_st *stream)
         at[i] = plan_tensor(p, slab, (Tensor)i);
     if (op_norm(c->op) == DROPOUT) {
         const bool backward = op_is_backward(c->op);
-        const wf_dropout what = dropout_of(c);
+        const wf_dropout what = plan_dropout(c);
         const wf_dropout_args with = { .size = sizeof with, .x = backward ? at[T_DY] : at[T_X],
                                        .y = backward ? at[T_DX] : at[T_Y], .mask = at[T_MASK], .seed = c->seed,
                                        .offset = c->offset };

@@ -129,14 +129,16 @@ static void job_free(Job *job)
 
 /* Element j of a run: its channel and slot; i: its number without strides; at(t): in a strided tensor. */
 #define EACH_ELEMENT(p, s) \
-    for (int64_t run = 0, per_group = (p)->channels / (p)->groups, first = (s) * (p)->runs * (p)->length; run < (p)->runs; run++) \
-        for (int64_t j = 0, channel = (p)->channel_is_run ? run : 0, i = first + run * (p)->length, \
-                     slot = slot_of((p), (s), channel, per_group); \
-             j < (p)->length; j++, i++, (p)->channel_is_run ? 0 : (channel++, slot = slot_of((p), (s), channel, per_group)))
+    for (int64_t run = 0; run < (p)->runs; run++) \
+        for (int64_t j = 0, channel = (p)->channel_is_run ? run : 0, i = ((s) * (p)->runs + run) * (p)->length, \
+                     slot = slot_of((p), (s), channel); \
+             j < (p)->length; j++, i++, (p)->channel_is_run ? 0 : (channel++, slot = slot_of((p), (s), channel)))
 
-static inline int64_t slot_of(const Plan *p, int64_t s, int64_t channel, int64_t per_group)
+static inline int64_t slot_of(const Plan *p, int64_t s, int64_t channel)
 {
-    return p->by_channel ? channel : s * p->groups + (per_group == 1 ? channel : channel / per_group);
+    if (p->by_channel)
+        return channel;
+    return s * p->groups + (p->groups == 1 ? 0 : p->groups == p->channels ? channel : channel / (p->channels / p->groups));
 }
 
 static inline int64_t place(const Plan *p, Tensor t, int64_t s, int64_t i, int64_t j)
@@ -394,10 +396,10 @@ static void judge_dropout(Job *job, Part *part, int64_t s)
     const Plan *p = job->p;
     const Case *c = p->c;
     const bool backward = op_is_backward(c->op);
-    const wf_dropout what = { .size = sizeof what, .x_dtype = c->x, .kind = (wf_dropout_kind)c->kind, .layout = c->layout,
-                              .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p };
+    const wf_dropout what = plan_dropout(c);
     const size_t e = dtype_size(c->x);
-    const char *x = plan_tensor(p, job->before, backward ? T_DY : T_X), *y = plan_tensor(p, job->after, backward ? T_DX : T_Y);
+    const char *x = plan_tensor(p, job->before, backward ? T_DY : T_X);
+    const char *y = plan_tensor(p, job->after, backward ? T_DX : T_Y);
     const uint8_t *mask = plan_tensor(p, job->after, T_MASK);
     for (int64_t i = s * p->runs * p->length; i < (s + 1) * p->runs * p->length; i++) {
         const int64_t unit = oracle_dropout_unit(&what, i);
@@ -437,7 +439,7 @@ const char *reference_check(const Plan *p, const char *before, const char *after
             snprintf(message, sizeof message, "%s", job.part[i].message);
         }
     for (int t = 0; t < T_COUNT && !*message; t++)
-        if (p->t[t].given && p->t[t].input && !p->c->inplace &&
+        if (p->t[t].given && p->t[t].input &&
             memcmp(plan_tensor(p, before, (Tensor)t), plan_tensor(p, after, (Tensor)t), p->t[t].size))
             snprintf(message, sizeof message, "an input was written");
     job_free(&job);

@@ -64,7 +64,8 @@ void report_row(const Run *run, const Result *r)
     }
     const Timing *t = &r->who[0].timing;
     const double rate = result_rate(r, 0);
-    printf(markdown ? "| %s | %s | %s | %.2f | %.1f%% | %.1f | %.0f | %.0f |" : "%-20s %-21s %-46s %10.2f %6.1f%% %7.1f %6.0f %6.0f  ",
+    printf(markdown ? "| %s | %s | %s | %.2f | %.1f%% | %.1f | %.0f | %.0f |"
+                    : "%-20s %-21s %-46s %10.2f %6.1f%% %7.1f %6.0f %6.0f  ",
            r->row->name, operation, label(&r->row->c), t->median * 1e6, 100 * (t->q3 - t->q1) / t->median, rate * 1e-9,
            100 * rate / r->roof, 100 * rate / r->peak);
     if (markdown) {

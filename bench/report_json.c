@@ -22,8 +22,8 @@ bool report_json(const Run *run, const char *path)
     for (int i = 0; i < run->results; i++) {
         const Result *r = &run->result[i];
         char line[CASE_SIZE];
-        fprintf(file, "{\"suite\": \"%s\", \"layer\": \"%s\", \"count\": %d, \"case\": \"%s\", \"verdict\": \"%s\"", r->row->suite,
-                r->row->name, r->row->count, case_print(&r->row->c, line), words[r->verdict]);
+        fprintf(file, "{\"suite\": \"%s\", \"layer\": \"%s\", \"count\": %d, \"case\": \"%s\", \"verdict\": \"%s\"",
+                r->row->suite, r->row->name, r->row->count, case_print(&r->row->c, line), words[r->verdict]);
         if (r->verdict == TIMED) {
             fprintf(file, ", \"check\": \"%s\", \"bytes\": %.0f, \"bytes_two_reads\": %.0f, \"percent_copy\": %.4g, "
                     "\"percent_peak\": %.4g, \"times\": [", r->check, r->traffic.bytes, r->traffic.bytes_two_reads,

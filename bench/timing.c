@@ -137,7 +137,9 @@ const char *time_all(const Timer *timer, Contestant *who, int count)
         while (!timer->cold && calls[i] * each < BURST_TIME && calls[i] < MOST_CALLS)
             calls[i] *= 2;
     }
-    for (int round = -2; !error && samples < MOST_SAMPLES && (samples < LEAST_SAMPLES || spent < timer->min_time * count); round++) {
+    for (int round = -2; !error && (samples < LEAST_SAMPLES || spent < timer->min_time * count); round++) {
+        if (samples == MOST_SAMPLES)
+            break;
         for (int i = 0; i < count && !error; i++) {
             double s;
             if (graph[i])

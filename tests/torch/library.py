@@ -1,4 +1,4 @@
-"""libwelford.so through ctypes: the structs of welford.h and one function, call()."""
+"""libwelford.so through ctypes: the structs of welford.h and its calls: Call made once and run often, call() for one."""
 
 import ctypes
 
@@ -7,6 +7,7 @@ import torch
 OK = 0
 ACCUMULATE, FROZEN, FEATURES, BIASED, DRY_RUN = 1, 2, 4, 8, 1 << 16
 NCHW, NHWC = 0, 1
+CPU, CUDA = 0, 1
 
 
 def struct(name, *fields):
@@ -69,13 +70,25 @@ def pointer(value):
     return (value.data_ptr() or None) if isinstance(value, torch.Tensor) else value
 
 
+class Call:
+    """wf_<name>, made ready: run() only calls, and raises with the library's text unless the status is WF_OK. The tensors
+    must outlive it."""
+
+    def __init__(self, name, what, backend=CPU, device="cpu", flags=0, threads=0, **args):
+        self.name, self.function = name, getattr(library, f"wf_{name}")
+        self.what = sized(WHAT[name.split("_")[0]], **what)
+        need = getattr(library, f"wf_{name}_workspace")(ctypes.byref(self.what), backend)
+        self.workspace = torch.empty(need, dtype=torch.uint8, device=device)
+        self.where = sized(EXEC, backend=backend, flags=flags, threads=threads, workspace=pointer(self.workspace),
+                           workspace_size=need)
+        self.args = sized(WITH[name], **{key: pointer(value) for key, value in args.items()})
+
+    def run(self, stream=None):
+        self.where.stream = stream
+        status = self.function(ctypes.byref(self.what), ctypes.byref(self.args), ctypes.byref(self.where))
+        if status != OK:
+            raise RuntimeError(f"{self.name}: status {status}, {library.wf_error_detail().decode()}")
+
+
 def call(name, what, flags=0, **args):
-    """Runs wf_<name>; raises with the library's text unless it is WF_OK."""
-    what = sized(WHAT[name.split("_")[0]], **what)
-    need = getattr(library, f"wf_{name}_workspace")(ctypes.byref(what), 0)
-    workspace = torch.empty(need, dtype=torch.uint8)
-    where = sized(EXEC, backend=0, flags=flags, workspace=pointer(workspace), workspace_size=need)
-    with_ = sized(WITH[name], **{key: pointer(value) for key, value in args.items()})
-    status = getattr(library, f"wf_{name}")(ctypes.byref(what), ctypes.byref(with_), ctypes.byref(where))
-    if status != OK:
-        raise RuntimeError(f"{name}: status {status}, {library.wf_error_detail().decode()}")
+    Call(name, what, flags=flags, **args).run()

@@ -1,0 +1,489 @@
+#!/usr/bin/env python3
+"""Times libwelford.so beside PyTorch (eager, torch.compile, cuDNN's and the native BatchNorm) on the same tensors.
+
+    bench/torch_peer.py --library build/libwelford.so --json out.json [--suite FILE ...] [--case LINE ...] [--quick]
+
+Cases are lines of the tests' grammar, suites those of the benchmark tool; the JSON is the tool's too. All contestants of
+a row take turns, A B C A B C, so ratios are of neighbors in time. On a GPU each sample replays a CUDA graph of calls that
+go round sets of tensors larger than twice L2 (cold); on the CPU it is a loop of calls. Exits with 1 if the library was
+wrong, with 2 where PyTorch is missing."""
+
+import argparse
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+sys.dont_write_bytecode = True
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../tests/torch"))
+
+try:
+    import torch
+    import torch.nn.functional as F
+    import library
+    from cases import expand, read_suite
+except ImportError as missing:
+    print(f"torch_peer: {missing}", file=sys.stderr)
+    sys.exit(2)
+
+DTYPES = {"f32": (0, torch.float32), "f16": (1, torch.float16), "bf16": (2, torch.bfloat16), "f64": (3, torch.float64)}
+ROW_WISE = ("layernorm", "rmsnorm")
+CASE_SECONDS = 100  # after which a contestant is given up
+started = time.monotonic()
+
+
+class TooSlow(Exception):
+    pass
+
+
+def on_alarm(*_):
+    raise TooSlow("took too long")
+
+
+# ---- a case: tensors, and the calls of both sides ----
+
+class Shape:
+    """What a line says, as both sides need it."""
+
+    def __init__(self, line):
+        self.op, *words = line.split()
+        field = dict(word.split("=", 1) for word in words)
+        self.norm, self.direction = self.op.split("_")
+        self.x, self.w = field["x"], field.get("w", field["x"])
+        (self.x_code, self.x_type), (self.w_code, self.w_type) = DTYPES[self.x], DTYPES[self.w]
+        self.null = field.get("null", "").split(",")
+        self.eps, self.p = float(field.get("eps", 1e-5)), float(field.get("p", 0.5))
+        self.running = field.get("running", "0") != "0"
+        self.nhwc = field.get("layout") == "nhwc"
+        self.groups = int(field.get("groups", 1))
+        if self.norm in ROW_WISE:
+            self.rows, self.channels = int(field["rows"]), int(field["cols"])
+            self.dims = (self.rows, self.channels)
+        else:
+            self.n, self.channels, hw = (int(field[k]) for k in ("n", "c", "hw"))
+            height = max(h for h in range(1, math.isqrt(hw) + 1) if hw % h == 0)
+            self.dims, self.hw = (self.n, self.channels, height, hw // height), hw
+        self.count = math.prod(self.dims)
+        unknown = set(field) - set("x w null eps p running layout groups rows cols n c hw seed momentum".split())
+        if unknown:
+            raise ValueError(f"not for PyTorch: {', '.join(unknown)}")
+        self.backward = self.direction == "backward"
+        self.key = " ".join([self.norm, str(self.direction == "infer")] + words)  # what shares a compiled function
+
+    def bytes(self):
+        mask = self.count / 8 if self.op == "dropout_forward" and "mask" not in self.null else 0
+        passes = 3 if self.backward and self.norm != "dropout" else 2
+        return passes * torch.empty(0, dtype=self.x_type).element_size() * self.count + mask
+
+    def what(self):
+        common = {"x_dtype": self.x_code}
+        if self.norm != "dropout":
+            common.update(w_dtype=self.w_code, eps=self.eps)
+        if self.norm in ROW_WISE:
+            return {**common, "rows": self.rows, "cols": self.channels}
+        common.update(n=self.n, c=self.channels, hw=self.hw, layout=int(self.nhwc))
+        if self.norm == "dropout":
+            return {**common, "p": self.p}
+        return {**common, "groups": self.groups} if self.norm == "groupnorm" else {**common, "momentum": 0.1}
+
+    def slots(self):
+        if self.norm in ROW_WISE:
+            return self.rows
+        return {"groupnorm": self.n * self.groups, "batchnorm": self.channels,
+                "instancenorm": self.n * self.channels}.get(self.norm, 0)
+
+
+class Set:
+    """The tensors of one call; inputs the same for both sides, the library's outputs its own."""
+
+    def __init__(self, s, device):
+        self.s = s
+
+        def random(dims, dtype, scale=1.0, center=0.0):
+            return (torch.randn(dims, device=device) * scale + center).to(dtype)
+
+        def activation():
+            t = random(s.dims, s.x_type)
+            return t.contiguous(memory_format=torch.channels_last) if s.nhwc and t.dim() == 4 else t
+        self.x = activation().requires_grad_()
+        self.dy = activation() if s.backward else None
+        affine = s.norm != "dropout"
+        self.w = random(s.channels, s.w_type, 0.5, 1).requires_grad_() if affine and "gamma" not in s.null else None
+        self.b = random(s.channels, s.w_type).requires_grad_() \
+            if affine and s.norm != "rmsnorm" and "beta" not in s.null else None
+        stat = torch.float64 if s.x == "f64" else torch.float32
+        wanted = s.running or s.direction == "infer"
+        self.moving = [random(s.channels, stat), random(s.channels, stat).abs() + 0.25] if wanted else [None, None]
+        self.moved = [t.clone() if t is not None else None for t in self.moving]  # PyTorch moves its own
+        self.out = torch.empty_like(self.x)
+        self.mean, self.rstd = (torch.empty(s.slots(), dtype=stat, device=device) for _ in range(2))
+        self.mean_lo = None if "mean_lo" in s.null else torch.empty_like(self.mean)
+        self.dw = torch.empty_like(self.w) if self.w is not None and s.backward else None
+        self.db = torch.empty_like(self.b) if self.b is not None and s.backward else None
+        self.mask = None if s.norm != "dropout" or s.backward or "mask" in s.null else \
+            torch.empty((s.count + 7) // 8, dtype=torch.uint8, device=device)
+
+    def ours(self, backend, device, threads):
+        """The library's call, and for a backward pass the forward call before it."""
+        s = self.s
+
+        def make(direction, **args):
+            return library.Call(f"{s.norm}_{direction}", s.what(), backend, device, threads=threads, **args)
+        if s.norm == "dropout":
+            source = self.dy if s.backward else self.x
+            return None, make(s.direction, x=source, y=self.out, mask=self.mask, seed=1)
+        if s.norm == "rmsnorm":
+            forward = {"x": self.x, "gamma": self.w, "y": self.out, "rrms": self.rstd}
+            backward = {"dy": self.dy, "x": self.x, "gamma": self.w, "rrms": self.rstd, "dx": self.out, "dgamma": self.dw}
+        else:
+            statistics_ = {"mean": self.mean, "rstd": self.rstd, "mean_lo": self.mean_lo}
+            forward = {"x": self.x, "gamma": self.w, "beta": self.b, "y": self.out}
+            backward = {"dy": self.dy, "x": self.x, "gamma": self.w, "dx": self.out, "dgamma": self.dw, "dbeta": self.db,
+                        **statistics_}
+            if s.direction == "infer":
+                forward.update(running_mean=self.moving[0], running_var=self.moving[1])
+            else:
+                forward.update(statistics_)
+                if s.running:
+                    forward.update(running_mean_in=self.moving[0], running_var_in=self.moving[1],
+                                   running_mean_out=self.moving[0], running_var_out=self.moving[1])
+        train = "train" if s.norm in ("batchnorm", "instancenorm") else "forward"
+        if s.backward:
+            return make(train, **forward), make("backward", **backward)
+        return None, make(s.direction, **forward)
+
+
+def rms_norm(x, w, eps):
+    if hasattr(F, "rms_norm"):
+        return F.rms_norm(x, x.shape[-1:], w, eps)
+    y = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+    return y if w is None else y * w
+
+
+def eager(s):
+    """PyTorch's function of (x, w, b, running mean, running variance)."""
+    training = s.direction != "infer"
+    return {
+        "layernorm": lambda x, w, b, m, v: F.layer_norm(x, (s.channels,), w, b, s.eps),
+        "rmsnorm": lambda x, w, b, m, v: rms_norm(x, w, s.eps),
+        "groupnorm": lambda x, w, b, m, v: F.group_norm(x, s.groups, w, b, s.eps),
+        "batchnorm": lambda x, w, b, m, v: F.batch_norm(x, m, v, w, b, training, 0.1, s.eps),
+        "instancenorm": lambda x, w, b, m, v: F.instance_norm(x, m, v, w, b, training, 0.1, s.eps),
+        "dropout": lambda x, w, b, m, v: F.dropout(x, s.p),
+    }[s.norm]
+
+
+def without_cudnn(function):
+    def run(*args):
+        with torch.backends.cudnn.flags(enabled=False):
+            return function(*args)
+    return run
+
+
+def contestants(s, device, options, compiled):
+    """Name and function of every peer. compiled: functions by shape, for the passes share one."""
+    yield "eager", eager(s)
+    if s.norm == "batchnorm" and device == "cuda" and s.direction != "infer":
+        yield "native", without_cudnn(eager(s))
+        yield "cudnn", lambda x, w, b, m, v: torch.cudnn_batch_norm(x, w, b, m, v, True, 0.1, s.eps)[0]
+    if options.compile and time.monotonic() - started < options.budget:
+        if s.key not in compiled:
+            torch._dynamo.reset()
+            compiled.clear()
+            compiled[s.key] = torch.compile(eager(s), dynamic=False)
+        yield "compile", compiled[s.key]
+
+
+# ---- right before fast ----
+
+def in_double(s, one):
+    """y, or dx, by PyTorch in double."""
+    x = one.x.detach().double().requires_grad_()
+    w, b = (None if t is None else t.detach().double().requires_grad_() for t in (one.w, one.b))
+    m, v = (None if t is None else t.double() for t in one.moved)
+    y = eager(s)(x, w, b, m, v)
+    if not s.backward:
+        return [y.detach()]
+    return torch.autograd.grad(y, [t for t in (x, w, b) if t is not None], one.dy.double())
+
+
+def units_off(got, want):
+    """The largest error in units of the last place of the largest value; rounding alone makes up to half a unit."""
+    scale = want.abs().max().clamp(min=1e-30)
+    step = torch.finfo(got.dtype).eps * torch.exp2(torch.floor(torch.log2(scale)))
+    return float((got.double() - want).abs().max() / step)
+
+
+def check(s, one):
+    """None or what is wrong with the library's outputs."""
+    if s.norm == "dropout":
+        source = (one.dy if s.backward else one.x).detach().double()
+        kept = one.out.detach().double() != 0
+        share = float(kept.double().mean())
+        error = float((one.out.double() - source / (1 - s.p))[kept].abs().max())
+        bound = 2 * torch.finfo(s.x_type).eps * float(source.abs().max()) / (1 - s.p)
+        good = abs(share - (1 - s.p)) < 6 / math.sqrt(s.count) + 1e-6 and error <= bound
+        return None if good else f"kept {share}, error {error}"
+    want, *gradients = in_double(s, one)
+    error, bound = units_off(one.out, want), 2 if one.out.element_size() == 2 else 64
+    if not error <= bound:
+        return f"{'dx' if s.backward else 'y'} is off by {error:.3g} units in the last place"
+    # What the header promises of sums of products of normal numbers, and the rounding to their dtype.
+    terms = s.count / s.channels
+    for got, want in zip([t for t in (one.dw, one.db) if t is not None], gradients):
+        error = float((got.double() - want).abs().max())
+        bound = (8 + math.log2(terms)) * 2 ** -24 * terms + torch.finfo(got.dtype).eps * float(want.abs().max())
+        if not error <= bound:
+            return f"a parameter's gradient is off by {error:.3g}, allowed {bound:.3g}"
+    return None
+
+
+# ---- samples ----
+
+class GpuSample:
+    """A CUDA graph of one call per step; what the calls return lives as long, so each has memory of its own."""
+
+    def __init__(self, steps, stream):
+        self.graph, self.stream = torch.cuda.CUDAGraph(), stream
+        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        self.calls = len(steps)
+        torch.cuda.synchronize()
+        self.graph.capture_begin()
+        try:
+            self.keep = [step() for step in steps]
+        finally:
+            self.graph.capture_end()
+
+    def time(self):
+        self.events[0].record(self.stream)
+        self.graph.replay()
+        self.events[1].record(self.stream)
+        self.events[1].synchronize()
+        return self.events[0].elapsed_time(self.events[1]) * 1e-3 / self.calls
+
+
+class CpuSample:
+    def __init__(self, steps, _):
+        self.steps, self.calls = steps, len(steps)
+
+    def time(self):
+        start = time.perf_counter()
+        for step in self.steps:
+            step()
+        return (time.perf_counter() - start) / self.calls
+
+
+def peer_steps(s, sets, function):
+    """A call per set; a backward pass on a graph of autograd that was recorded beforehand."""
+    def leaves(one):
+        return [t for t in (one.x, one.w, one.b) if t is not None]
+
+    def forward(one):
+        return function(one.x, one.w, one.b, *one.moved)
+    if not s.backward:
+        return [lambda one=one: forward(one) for one in sets]
+    recorded = [(forward(one), one) for one in sets]
+    return [lambda y=y, one=one: torch.autograd.grad(y, leaves(one), one.dy, retain_graph=True) for y, one in recorded]
+
+
+def repeated(steps, least):
+    """Warmed up, then as often as makes a sample of that many seconds."""
+    for step in steps:
+        step()
+    synchronize()
+    start = time.perf_counter()
+    for step in steps:
+        step()
+    synchronize()
+    took = time.perf_counter() - start
+    return steps * max(1, min(20, math.ceil(least / took)))
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(name, seconds, ratio, calls, size):
+    ordered = sorted(seconds)
+    n = len(ordered)
+    micro = [1e6 * t for t in (ordered[0], ordered[n // 4], statistics.median(ordered), ordered[n - 1 - n // 4],
+                               ordered[(n - 1) * 95 // 100])]
+    named = {f"{key}_us": round(t, 4) for key, t in zip("min q1 median q3 p95".split(), micro)}
+    return {"name": name, **named, "samples": n, "calls": calls, "ratio": round(ratio, 4),
+            "gbs": round(size / micro[2] * 1e-3, 2)}
+
+
+def time_case(s, options, stream, compiled):
+    device = options.device
+    per_set = s.bytes()
+    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20) if device == "cuda" else 32 << 20
+    count = 1 if options.warm else max(2, min(128, math.ceil(2.5 * cache / per_set) + 1))
+    sets = [Set(s, device) for _ in range(count)]
+    backend = library.CUDA if device == "cuda" else library.CPU
+    calls = [one.ours(backend, device, torch.get_num_threads()) for one in sets]
+    handle = stream.cuda_stream if stream else None
+    for before, call in calls:
+        if before:
+            before.run(handle)
+        call.run(handle)
+    synchronize()
+    wrong = check(s, sets[0])
+    if wrong:
+        return {"verdict": "wrong", "message": wrong}
+
+    make = GpuSample if device == "cuda" else CpuSample
+    least = 2e-4 if device == "cuda" else 2e-3
+    samples, failed = {}, {}
+    ours = [lambda call=call: call.run(handle) for _, call in calls]
+    samples["welford"] = make(repeated(ours, least), stream)
+    for name, function in contestants(s, device, options, compiled):
+        signal.alarm(CASE_SECONDS)
+        try:
+            samples[name] = make(repeated(peer_steps(s, sets, function), least), stream)
+        except Exception as error:  # the compiler has kinds of its own; a peer that fails is left out
+            failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+            print(f"    {name}: {failed[name]}", file=sys.stderr)
+        finally:
+            signal.alarm(0)
+    times = {name: [] for name in samples}
+    for _ in range(3):
+        for sample in samples.values():
+            sample.time()
+    begin = time.perf_counter()
+    while len(times["welford"]) < 5 or (time.perf_counter() - begin < options.min_time * len(samples) and
+                                        len(times["welford"]) < 200):
+        for name, sample in samples.items():
+            times[name].append(sample.time())
+    ratio = {name: statistics.median(b / a for a, b in zip(times["welford"], of)) for name, of in times.items()}
+    return {"verdict": "timed", "check": "double", "bytes": per_set, "failed": failed,
+            "times": [summary(name, times[name], ratio[name], samples[name].calls, per_set) for name in samples]}
+
+
+# ---- the run ----
+
+def copy_rate(device):
+    """Bytes per second, read and written, of a large copy."""
+    size = 1 << (30 if device == "cuda" else 27)
+    a, b = (torch.randint(0, 255, (size,), dtype=torch.uint8, device=device) for _ in range(2))
+    best = 0.0
+    for _ in range(12):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(4):
+            b.copy_(a)
+        synchronize()
+        best = max(best, 4 * 2 * size / (time.perf_counter() - start))
+    return best
+
+
+def text_of(*command):
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def environment(options, rate):
+    facts = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
+             "library": "%d.%d.%d" % tuple(library.library.wf_version() >> shift & 255 for shift in (16, 8, 0)),
+             "commit": options.commit or text_of("git", "rev-parse", "--short", "HEAD"), "device": options.device,
+             "cold": not options.warm, "threads": torch.get_num_threads(), "copy_gbs": round(rate * 1e-9, 1)}
+    if options.device == "cuda":
+        facts.update(gpu=torch.cuda.get_device_name(0), cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
+                     driver=text_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"))
+        try:
+            import triton
+            facts["triton"] = triton.__version__
+        except ImportError:
+            pass
+    return facts
+
+
+def print_row(row, rate):
+    head = f"{row['layer']:<16} {row['case']:<78}"
+    if row["verdict"] != "timed":
+        print(f"{head} {row['verdict']}: {row['message']}", flush=True)
+        return
+    ours = row["times"][0]
+    peers = "  ".join(f"{t['name']} {t['ratio']:.2f}x" for t in row["times"][1:])
+    print(f"{head} {ours['median_us']:>9.2f} us {ours['gbs']:>7.1f} GB/s {100e9 * ours['gbs'] / rate:>4.0f} %  {peers}",
+          flush=True)
+
+
+def print_footer(rows):
+    ratios = {}
+    for row in rows:
+        for t in row.get("times", [])[1:]:
+            for group in (row["case"].split()[0], "all"):
+                ratios.setdefault((group, t["name"]), []).append((t["ratio"], row))
+    print("\ntimes as long as welford: geometric mean, least")
+    for (group, name), found in sorted(ratios.items()):
+        mean = math.exp(statistics.fmean(math.log(r) for r, _ in found))
+        least, row = min(found, key=lambda pair: pair[0])
+        print(f"{group:<22} {name:<8} {mean:>6.2f}x of {len(found):>3}   {least:>5.2f}x {row['layer']}: {row['case']}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", required=True)
+    parser.add_argument("--suite", action="append", default=[])
+    parser.add_argument("--case", action="append", default=[])
+    parser.add_argument("--only", metavar="WORD", help="cases that contain it")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="every third row")
+    parser.add_argument("--warm", action="store_true", help="one set of tensors: they may stay in the cache")
+    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--budget", type=float, default=330, help="seconds after which nothing more is compiled")
+    parser.add_argument("--min-time", type=float, default=0.05, help="seconds of measuring per row and contestant")
+    parser.add_argument("--commit", help="of the library, where git is not at hand")
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    options.compile &= hasattr(torch, "compile")
+    library.load(os.path.abspath(options.library))
+    signal.signal(signal.SIGALRM, on_alarm)
+    torch.manual_seed(1)
+    if options.compile:
+        from torch._functorch import config
+        config.donated_buffer = False  # a recorded backward pass is run many times
+    lines = [("case", "-", 1, line) for text in options.case for line in expand(text)]
+    if not options.suite and not options.case:
+        options.suite = [os.path.join(HERE, "suites/peers.txt")]
+    for path in options.suite:
+        lines += read_suite(path)
+    if options.only:
+        lines = [line for line in lines if options.only in line[3]]
+    lines = lines[::3] if options.quick else lines
+    rate = copy_rate(options.device)
+    facts = environment(options, rate)
+    print(json.dumps(facts), flush=True)
+    stream = torch.cuda.Stream() if options.device == "cuda" else None
+    rows, compiled = [], {}
+    for suite, layer, count, line in lines:
+        row = {"suite": suite, "layer": layer, "count": count, "case": line}
+        try:
+            with torch.cuda.stream(stream):
+                row.update(time_case(Shape(line), options, stream, compiled))
+        except (RuntimeError, ValueError, TooSlow) as error:
+            row.update(verdict="unsupported" if "status 2" in str(error) else "failed",
+                       message=str(error).splitlines()[0][:200])
+        if stream:
+            torch.cuda.empty_cache()  # the graphs' own pools
+        rows.append(row)
+        print_row(row, rate)
+        if options.json:  # after each row: what is done is kept, whatever happens
+            with open(options.json, "w", encoding="utf-8") as out:
+                out.write('{\n"environment": ' + json.dumps(facts) + ',\n"rows": [\n')
+                out.write(",\n".join(json.dumps(r) for r in rows) + "\n]\n}\n")
+    print_footer(rows)
+    print(f"{len(rows)} rows in {time.monotonic() - started:.0f} s")
+    return 1 if any(row["verdict"] in ("wrong", "failed") for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
