@@ -234,7 +234,7 @@ template <class T, class W, int G, int VECTORS> struct Ring {
 
 /* G threads per row: 8 or 32 lanes of a warp, all of a block, or all of a cluster with p.slice columns in each block. */
 template <class T, class W, int G, int VECTORS>
-__global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>)
+__global__ void __launch_bounds__(block_of<G>, (VECTORS == 1 && sizeof(T) < 8 ? 768 : 512) / block_of<G>)
     layernorm_backward_dx__row_in_registers(Backward<T, W> p)
 {
     using R = real_of<T>;

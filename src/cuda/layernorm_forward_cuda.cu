@@ -119,9 +119,9 @@ const Variant<layernorm_forward> layernorm_forward_variants[] = {
     {"sub_warp_per_row", 0, registers_take<8>, no_workspace, registers_launch<8>},
     {"warp_per_row", 0, registers_take<32>, no_workspace, registers_launch<32>},
     {"block_of_128_per_row", 0, registers_take<128>, no_workspace, registers_launch<128>},
-    {"block_of_512_per_row", 0, registers_take<WIDE>, no_workspace, registers_launch<WIDE>},
-    {"cluster_per_row", 90, shared_take<CLUSTER_MAX>, no_workspace, shared_launch<CLUSTER_MAX>},
+    {"block_of_256_per_row", 0, registers_take<256>, no_workspace, registers_launch<256>},
     {"row_in_shared", 0, shared_take<1>, no_workspace, shared_launch<1>},
+    {"cluster_per_row", 90, shared_take<CLUSTER_MAX>, no_workspace, shared_launch<CLUSTER_MAX>},
     {"segments", 0, segments_take, segments_workspace, segments_launch},
     {},
 };

@@ -1,5 +1,5 @@
 /* The forward pass of a norm over rows that have statistics of their own, whatever they are in memory: rows of a matrix, or
- * the sets of a tensor with channels first. A row is read once if it fits on chip: in the registers of 8, 32, 128 or 512
+ * the sets of a tensor with channels first. A row is read once if it fits on chip: in the registers of 8, 32, 128 or 256
  * threads, then in the shared memory of a block or of a cluster of blocks. Longer rows are cut into segments, whose moments
  * are merged before the rows are read again.
  *
@@ -28,7 +28,7 @@ enum {
     CLUSTER_MAX = 8,             /* up to so many, as every device with clusters has them */
 };
 
-template <class T> constexpr int64_t segment_of = WIDE * HELD_SIZE / (int)sizeof(T);
+template <class T> constexpr int64_t segment_of = WIDE *HELD_SIZE / (int)sizeof(T);
 
 template <class R> struct Stats {
     R mean, mean_lo, rstd;
@@ -39,15 +39,15 @@ template <class T> struct Rows {
     using X = T;
     using R = real_of<T>;
     dev::global<const T> x;
-    dev::global<T>       y;
-    dev::global<R>       mean, mean_lo, rstd;
-    int64_t              rows, cols;
-    R                    eps;
-    bool                 centered, x_wide, y_wide;
-    int64_t              slice; /* elements that a block of a cluster holds */
-    int64_t              parts; /* of a row: segments, where it is cut into some */
-    dev::global<R>       part;  /* [rows, parts]: moments */
-    dev::global<R>       stats; /* [rows]: what a row is normalized with */
+    dev::global<T> y;
+    dev::global<R> mean, mean_lo, rstd;
+    int64_t rows, cols;
+    R eps;
+    bool centered, x_wide, y_wide;
+    int64_t slice;        /* elements that a block of a cluster holds */
+    int64_t parts;        /* of a row: segments, where it is cut into some */
+    dev::global<R> part;  /* [rows, parts]: moments */
+    dev::global<R> stats; /* [rows]: what a row is normalized with */
 
     WF_ON_DEVICE int64_t part_at(int64_t row, int64_t i) const { return row * parts + i; }
     WF_ON_DEVICE int64_t before(int64_t i) const { return smallest(cols, i * segment_of<T>); }
@@ -94,14 +94,22 @@ template <class R, class M> WF_ON_DEVICE void store_moments(dev::global<R> part,
     store_reals<false>(part, i * 4, 4, true, record);
 }
 
+/* The first of n elements at a place, by one access of each warp. */
+template <int V, class P> WF_ON_DEVICE typename P::R leading(const P &p, const typename P::Place &place, int n)
+{
+    const int  valid = threadIdx.x % 32 ? 0 : smallest(n, p.x_wide ? V : 1);
+    const auto packed = load_packed<false, V>(p.x, p.address(place, 0), valid, p.x_wide);
+    return __shfl_sync(ALL_LANES, up(packed.v[0]), 0);
+}
+
 /* ---- rows in registers ------------------------------------------------------------------------------------------- */
 
 /* n elements of a row from a place on, packed in the registers of G threads: vector k of member t begins at
  * (k * G + t) * V. */
 template <class T, int G, int V> struct InRegisters {
     static constexpr int VECTORS = HELD_SIZE / (V * (int)sizeof(T));
-    dev::vec<T, V>       packed[VECTORS];
-    int                  n, member;
+    dev::vec<T, V> packed[VECTORS];
+    int n, member;
 
     WF_ON_DEVICE int offset(int k) const { return (k * G + member) * V; }
     WF_ON_DEVICE int valid(int k) const { return valid_in(offset(k), n, V); }
@@ -112,8 +120,6 @@ template <class T, int G, int V> struct InRegisters {
         for (int k = 0; k < VECTORS; k++)
             packed[k] = load_packed<Stream, V>(p.x, p.address(place, offset(k)), valid(k), p.x_wide);
     }
-
-    WF_ON_DEVICE real_of<T> first() const { return up(packed[0].v[0]); }
 
     template <class F> WF_ON_DEVICE void sweep(F f) const
     {
@@ -127,36 +133,52 @@ template <class T, int G, int V> struct InRegisters {
         }
     }
 
-    /* Of all n; every thread of the group has the result. Two barriers where the group is a block. */
-    WF_ON_DEVICE auto moments(bool centered, dev::shared<moments_of<real_of<T>>> scratch) const
+    /* Of all n, every thread of the group has the result; share = 1 / n. */
+    template <class P, class Group>
+    WF_ON_DEVICE auto moments(const P &p, const typename P::Place &place, real_of<T> share, Group &group) const
     {
         using R = real_of<T>;
+        R shift;
         if constexpr (G <= 32)
-            return lanes_moments<G, V, R>(*this, n, centered);
-        const auto count_of = [&](int warp) { return part_of(n, G * V, warp * 32 * V, 32 * V); };
-        return block_merge<(G > 32 ? G / 32 : 1)>(lanes_moments<32, V, R>(*this, count_of(member / 32), centered), count_of,
-                                                  scratch);
+            shift = __shfl_sync(ALL_LANES, up(packed[0].v[0]), 0, G);
+        else
+            shift = leading<V>(p, place, n);
+        return row_moments<V, R>(*this, shift, share, p.centered, group);
     }
 };
+
+/* G threads share a row: lanes of a warp, or all of a block with scratch for its warps. */
+template <int G, class R> WF_ON_DEVICE auto group_of(dev::shared<pair<R>> scratch)
+{
+    if constexpr (G <= 32)
+        return Lanes<G>();
+    else
+        return Threads<G / 32, R>{scratch, false};
+}
+
+template <class R> WF_ON_DEVICE R share_of(int64_t count) { return count ? R(1) / R(count) : R(0); }
 
 template <int G> constexpr int block_of = G > 128 ? G : 128;
 
 /* G threads per row: 8 or 32 lanes of a warp, or all of a block. */
 template <class P, int G, int V>
-__global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>) rows_forward__in_registers(P p)
+__global__ void __launch_bounds__(block_of<G>, 640 / block_of<G>) rows_forward__in_registers(P p)
 {
     using T = typename P::X;
+    using R = typename P::R;
     constexpr int GROUPS = block_of<G> / G;
-    WF_SHARED(moments_of<real_of<T>>, scratch, block_of<G> / 32);
+    WF_SHARED(pair<R>, scratch, 2 * block_of<G> / 32);
     InRegisters<T, G, V> x;
     x.member = threadIdx.x % G;
+    auto group = group_of<G, R>(scratch);
+    const R share = share_of<R>(p.cols);
     for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < p.rows; first += (int64_t)gridDim.x * GROUPS) {
         const int64_t row = first + threadIdx.x / G;
-        const bool    present = row < p.rows;
-        const auto    place = p.place(present ? row : 0, 0);
+        const bool present = row < p.rows;
+        const auto place = p.place(present ? row : 0, 0);
         x.n = present ? (int)p.cols : 0;
         x.template load<true>(p, place);
-        const auto m = x.moments(p.centered, scratch);
+        const auto m = x.moments(p, place, present ? share : R(0), group);
         const auto s = p.finish(m);
         if (present && x.member == 0)
             p.keep(row, m, s);
@@ -169,7 +191,7 @@ __global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>) rows_forward__
 /* n elements of a row from a place on; thread t has the vectors t, t + WIDE and so on, and touches no others. */
 template <class T, int V> struct InShared {
     dev::shared<dev::vec<T, V>> packed;
-    int                         n;
+    int n;
 
     template <class P> WF_ON_DEVICE void load(const P &p, const typename P::Place &place) const
     {
@@ -197,16 +219,11 @@ template <class T, int V> struct InShared {
         }
     }
 
-    WF_ON_DEVICE real_of<T> first() const
-    {
-        return (int)threadIdx.x * V < n ? up(dev::vec<T, V>(packed[threadIdx.x]).v[0]) : real_of<T>(0);
-    }
-
     template <class F> WF_ON_DEVICE void sweep(F f) const
     {
         for (int i = threadIdx.x; i * V < n; i += WIDE) {
             const dev::vec<T, V> v = packed[i];
-            real_of<T>           x[V];
+            real_of<T> x[V];
             unpack(v, x);
             f(x, i * V, valid_in(i * V, n, V));
         }
@@ -214,33 +231,32 @@ template <class T, int V> struct InShared {
 };
 
 /* A cluster of blocks per row, or one block: each holds a slice of p.slice elements. */
-template <class P, int V> __global__ void __launch_bounds__(WIDE, sizeof(typename P::R) == 8 ? 1 : 2) rows_forward__in_shared(P p)
+template <class P, int V>
+__global__ void __launch_bounds__(WIDE, sizeof(typename P::R) == 8 ? 1 : 2) rows_forward__in_shared(P p)
 {
     using T = typename P::X;
     using R = typename P::R;
     constexpr int WARPS = WIDE / 32;
-    WF_SHARED(moments_of<R>, scratch, WARPS);
-    WF_SHARED(moments_of<R>, slot, 1);
+    WF_SHARED(pair<R>, scratch, 2 * WARPS);
     using Packed = dev::vec<T, V>;
     WF_DYN_SHARED(Packed, packed);
     const int64_t size = dev::cluster_size(), rank = dev::cluster_rank();
-    const auto    slice_of = [&](int64_t r) {
-        const int64_t left = p.cols - r * p.slice;
-        return left < 0 ? int64_t(0) : smallest(left, p.slice);
-    };
-    const InShared<T, V> x = {packed, (int)slice_of(rank)};
-    const auto count_of = [&](int warp) { return part_of(x.n, WIDE * V, warp * 32 * V, 32 * V); };
+    const int64_t left = p.cols - rank * p.slice;
+    const InShared<T, V> x = {packed, left < 0 ? 0 : (int)smallest(left, p.slice)};
+    Threads<WARPS, R> group = {scratch, size > 1};
+    const R share = share_of<R>(p.cols);
     for (int64_t row = blockIdx.x / size; row < p.rows; row += gridDim.x / size) {
         const auto place = p.place(row, rank * p.slice);
         x.load(p, place);
-        auto m = lanes_moments<32, V, R>(x, count_of(threadIdx.x / 32), p.centered);
-        m = block_merge<WARPS>(m, count_of, scratch);
-        m = cluster_merge(m, slice_of, slot);
+        const R shift = leading<V>(p, p.place(row, 0), (int)smallest<int64_t>(p.cols, V));
+        const auto m = row_moments<V, R>(x, shift, share, p.centered, group);
         const auto s = p.finish(m);
         if (rank == 0 && threadIdx.x == 0)
             p.keep(row, m, s);
         x.sweep([&](const R(&values)[V], int at, int valid) { p.write(place, at, valid, values, s); });
     }
+    if (size > 1)
+        dev::cluster_sync(); /* nobody leaves while its sums may still be read */
 }
 
 /* ---- rows in segments -------------------------------------------------------------------------------------------- */
@@ -252,14 +268,16 @@ template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_m
 {
     using R = typename P::R;
     constexpr int64_t SIZE = segment_of<typename P::X>;
-    WF_SHARED(moments_of<R>, scratch, WIDE / 32);
+    WF_SHARED(pair<R>, scratch, 2 * WIDE / 32);
     Segment<typename P::X, V> x;
     x.member = threadIdx.x;
+    auto group = group_of<WIDE, R>(scratch);
     for (int64_t i = blockIdx.x; i < p.rows * p.parts; i += gridDim.x) {
         const int64_t row = i / p.parts, begin = i % p.parts * SIZE;
         x.n = (int)smallest(p.cols - begin, SIZE);
-        x.template load<false>(p, p.place(row, begin));
-        const auto m = x.moments(p.centered, scratch);
+        const auto place = p.place(row, begin);
+        x.template load<false>(p, place);
+        const auto m = x.moments(p, place, share_of<R>(x.n), group);
         if (threadIdx.x == 0)
             store_moments(p.part, i, m);
     }
@@ -273,15 +291,15 @@ template <class Q, int G> __global__ void __launch_bounds__(block_of<G>) rows_fo
     using M = moments_of<typename Q::R>;
     constexpr int GROUPS = block_of<G> / G, WARPS = G > 32 ? G / 32 : 1;
     WF_SHARED(M, scratch, WARPS);
-    const int     member = threadIdx.x % G;
+    const int member = threadIdx.x % G;
     const int64_t run = ceil_div(q.parts, G);
-    const auto    first_of = [&](int64_t thread) { return smallest(q.parts, thread * run); };
+    const auto first_of = [&](int64_t thread) { return smallest(q.parts, thread * run); };
     for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < q.rows; first += (int64_t)gridDim.x * GROUPS) {
         const int64_t row = first + threadIdx.x / G;
-        const bool    present = row < q.rows;
+        const bool present = row < q.rows;
         const int64_t begin = first_of(member), end = present ? first_of(member + 1) : begin;
-        M             m = {0, 0, 0, 0};
-        int64_t       before = q.before(begin), count = 0;
+        M m = {0, 0, 0, 0};
+        int64_t before = q.before(begin), count = 0;
         for (int64_t i = begin; i < end; i++) {
             const int64_t n = q.before(i + 1) - before;
             m = merge(m, count, load_moments(q.part, q.part_at(row, i)), n);
@@ -291,7 +309,8 @@ template <class Q, int G> __global__ void __launch_bounds__(block_of<G>) rows_fo
         m = lanes_merge<(G > 32 ? 32 : G)>(m, count);
         if constexpr (G > 32)
             m = block_merge<WARPS>(
-                m, [&](int warp) { return q.before(first_of(warp * 32 + 32)) - q.before(first_of(warp * 32)); }, scratch);
+                m, [&](int warp) { return q.before(first_of(warp * 32 + 32)) - q.before(first_of(warp * 32)); },
+                scratch);
         const auto s = q.finish(m);
         if (present && member == 0) {
             q.keep(row, m, s);
@@ -309,7 +328,7 @@ template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_a
     x.member = threadIdx.x;
     for (int64_t left = p.rows * p.parts - blockIdx.x; left > 0; left -= gridDim.x) {
         const int64_t row = (left - 1) / p.parts, begin = (left - 1) % p.parts * SIZE;
-        const auto    place = p.place(row, begin);
+        const auto place = p.place(row, begin);
         x.n = (int)smallest(p.cols - begin, SIZE);
         x.template load<true>(p, place);
         const auto s = load_stats(p.stats, row);
@@ -328,7 +347,8 @@ template <int G> bool registers_fit(int64_t row_size)
 
 template <int G, int V, class P> void start_in_registers(const P &p, Run &run)
 {
-    start(run, {dim3(grid_for(ceil_div(p.rows, block_of<G> / G))), dim3(block_of<G>)}, rows_forward__in_registers<P, G, V>, p);
+    start(run, {dim3(grid_for(ceil_div(p.rows, block_of<G> / G))), dim3(block_of<G>)},
+          rows_forward__in_registers<P, G, V>, p);
 }
 
 /* Blocks of a cluster that share a row. */
@@ -349,27 +369,22 @@ template <int MOST, int V, class P> void start_in_shared(P p, Run &run)
 {
     using T = typename P::X;
     const unsigned cluster = MOST == 1 ? 1 : cluster_for(p.cols * (int64_t)sizeof(T));
-    const int64_t  vectors = ceil_div(ceil_div(p.cols, vec_of<T>), cluster);
+    const int64_t vectors = ceil_div(ceil_div(p.cols, vec_of<T>), cluster);
     p.slice = vectors * vec_of<T>;
     start(run, {dim3(grid_for(p.rows) * cluster), dim3(WIDE), (size_t)vectors * 16, nullptr, cluster},
           rows_forward__in_shared<P, V>, p);
 }
 
-inline int64_t segments_of(int64_t row_size)
-{
-    return ceil_div(row_size, WIDE * HELD_SIZE);
-}
+inline int64_t segments_of(int64_t row_size) { return ceil_div(row_size, WIDE * HELD_SIZE); }
 
 /* Reals of the workspace for part and stats. */
-inline int64_t segments_reals(int64_t rows, int64_t row_size)
-{
-    return rows * (segments_of(row_size) * 4 + 3);
-}
+inline int64_t segments_reals(int64_t rows, int64_t row_size) { return rows * (segments_of(row_size) * 4 + 3); }
 
 /* The kernel that merges parts, for many of them or few. */
 template <int G, class Q> void start_merge(const Q &q, Run &run)
 {
-    start(run, {dim3(grid_for(ceil_div(q.rows, block_of<G> / G))), dim3(block_of<G>)}, rows_forward_stats__merge<Q, G>, q);
+    start(run, {dim3(grid_for(ceil_div(q.rows, block_of<G> / G))), dim3(block_of<G>)}, rows_forward_stats__merge<Q, G>,
+          q);
 }
 
 /* f(p) launches what applies the statistics. */

@@ -2,18 +2,16 @@
 //
 // | primitive                     | who calls               | result valid in      | scratch              | barriers         |
 // |-------------------------------|-------------------------|----------------------|----------------------|------------------|
-// | lanes_sum<LANES>              | all 32 lanes            | each group's lanes   | none                 | 0                |
-// | lanes_max<LANES>              | all 32 lanes            | each group's lanes   | none                 | 0                |
-// | lanes_moments<LANES>          | all 32 lanes            | each group's lanes   | none                 | 0                |
+// | lanes_reduce<LANES>           | all 32 lanes            | each group's lanes   | none                 | 0                |
+// | lanes_sum<LANES>, lanes_sums  | all 32 lanes            | each group's lanes   | none                 | 0                |
 // | lanes_merge<LANES>            | all 32 lanes            | each group's lanes   | none                 | 0                |
-// | lanes_sums<LANES>             | all 32 lanes            | each group's lanes   | none                 | 0                |
 // | block_merge<WARPS>            | every thread            | every thread         | moments[WARPS]       | 2                |
-// | cluster_merge                 | every thread of cluster | every thread         | moments[1] per block | 2, the cluster's |
-// | row_sums<WARPS>               | every thread of block   | every thread         | pair[WARPS], another | 1, the block's   |
+// | row_reduce<WARPS>, row_sums   | every thread of block   | every thread         | value[WARPS], another| 1, the block's   |
 // |                               | or cluster              |                      | than in the last call| or the cluster's |
+// | row_moments                   | who shares a row        | the same             | the group's          | 2, 4 rarely      |
 //
-// LANES consecutive lanes form a group; groups of a warp may hold rows of their own, or none (count = 0), but all call.
-// Merges follow a fixed tree: a group of lanes (or warps, or blocks) with its right neighbour, then pairs of pairs.
+// LANES consecutive lanes form a group; groups of a warp may hold rows of their own, or none, but all call. Merges and
+// reductions follow a fixed tree: a group of lanes (or warps, or blocks) with its right neighbour, then pairs of pairs.
 #pragma once
 #include "vec.cuh"
 
@@ -71,24 +69,33 @@ template <class M> WF_ON_DEVICE M merge(const M &a, int64_t a_count, const M &b,
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
-template <int LANES, class R> WF_ON_DEVICE R lanes_sum(R value)
+template <class R> struct pair {
+    R g, gx;
+};
+
+struct Sum {
+    template <class R> WF_ON_DEVICE R operator()(R a, R b) const { return a + b; }
+    template <class R> WF_ON_DEVICE pair<R> operator()(pair<R> a, pair<R> b) const { return {a.g + b.g, a.gx + b.gx}; }
+};
+struct Largest { // NaN if any value is
+    template <class R> WF_ON_DEVICE R operator()(R a, R b) const { return b > a || b != b ? b : a; }
+};
+
+template <class R> WF_ON_DEVICE R of_lane_across(R value, int step) { return __shfl_xor_sync(ALL_LANES, value, step); }
+template <class R> WF_ON_DEVICE pair<R> of_lane_across(pair<R> value, int step)
+{
+    return {of_lane_across(value.g, step), of_lane_across(value.gx, step)};
+}
+
+template <int LANES, class S, class Op> WF_ON_DEVICE S lanes_reduce(S value, Op op)
 {
 #pragma unroll
     for (int step = 1; step < LANES; step *= 2)
-        value += __shfl_xor_sync(ALL_LANES, value, step);
+        value = op(value, of_lane_across(value, step));
     return value;
 }
-
-// NaN if any value is.
-template <int LANES, class R> WF_ON_DEVICE R lanes_max(R value)
-{
-#pragma unroll
-    for (int step = 1; step < LANES; step *= 2) {
-        const R other = __shfl_xor_sync(ALL_LANES, value, step);
-        value = other > value || other != other ? other : value;
-    }
-    return value;
-}
+template <int LANES, class R> WF_ON_DEVICE R lanes_sum(R value) { return lanes_reduce<LANES>(value, Sum()); }
+template <int LANES, class R> WF_ON_DEVICE pair<R> lanes_sums(pair<R> s) { return lanes_reduce<LANES>(s, Sum()); }
 
 // x[0] + ... + x[N - 1], pairs first. N is a power of two.
 template <int N, class R> WF_ON_DEVICE R tree_sum(R (&x)[N])
@@ -101,72 +108,70 @@ template <int N, class R> WF_ON_DEVICE R tree_sum(R (&x)[N])
     return x[0];
 }
 
-// How many of n elements belong to a part that takes `size` of every `round` elements, from the first-th on.
-WF_ON_DEVICE int part_of(int n, int round, int first, int size)
+// Nothing of a value that is not there; most vectors are whole.
+template <int N, class R> WF_ON_DEVICE void clear_beyond(int valid, R (&x)[N])
 {
-    const int rest = n % round - first;
-    return n / round * size + (rest < 0 ? 0 : smallest(rest, size));
+    if (__builtin_expect(valid < N, 0))
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            x[j] = j < valid ? x[j] : R(0);
 }
 
-// The moments of the values that a group of lanes holds. part.sweep(f) calls f(values, offset, valid) for each of the
-// calling thread's vectors; part.first() is its first value; count is that of the whole group. Two sweeps: the first mean
-// is rough (its sum, from the first value, is exact only for constant data); the second sweep's sum of deviations corrects
-// it. Squares that leave the range are summed once more, brought near 1 by a power of two.
-template <int LANES, int N, class R, class Part>
-WF_ON_DEVICE moments_of<R> lanes_moments(const Part &part, int count, bool centered)
+// The moments of the values that a group of threads holds (Lanes, or Threads, below). part.sweep(f) calls f(values, offset,
+// valid) for each of the calling thread's vectors; shift is one of the values, share is 1 / their number (0: none). Two
+// sweeps: the first mean is rough (its sum, from shift, is exact only for constant data); the second sweep's sum of
+// deviations corrects it. Squares that leave the range are summed once more, brought near 1 by a power of two.
+template <int N, class R, class Part, class Group>
+WF_ON_DEVICE moments_of<R> row_moments(const Part &part, R shift, R share, bool centered, Group &group)
 {
     R center = 0;
     if (centered) {
-        const R shift = __shfl_sync(ALL_LANES, part.first(), 0, LANES);
-        R       sum = 0;
+        R sum = 0;
         part.sweep([&](const R(&x)[N], int, int valid) {
             R d[N];
 #pragma unroll
             for (int j = 0; j < N; j++)
-                d[j] = j < valid ? x[j] - shift : R(0);
+                d[j] = x[j] - shift;
+            clear_beyond(valid, d);
             sum += tree_sum(d);
         });
-        sum = lanes_sum<LANES>(sum);
-        center = count ? shift + sum / R(count) : R(0);
+        center = shift + group.sum(sum) * share;
     }
-    const auto squares_of = [&](R up, R further, R &sum, R &squares) {
-        sum = squares = 0;
+    const auto sums_of = [&](R up, R further) {
+        pair<R> sum = {0, 0};
         part.sweep([&](const R(&x)[N], int, int valid) {
             R d[N], s[N];
 #pragma unroll
-            for (int j = 0; j < N; j++) {
-                d[j] = j < valid ? (x[j] - center) * up * further : R(0);
+            for (int j = 0; j < N; j++)
+                d[j] = (x[j] - center) * up * further;
+            clear_beyond(valid, d);
+#pragma unroll
+            for (int j = 0; j < N; j++)
                 s[j] = d[j] * d[j];
-            }
-            sum += tree_sum(d);
-            squares += tree_sum(s);
+            sum.g += tree_sum(d);
+            sum.gx += tree_sum(s);
         });
-        sum = lanes_sum<LANES>(sum);
-        squares = lanes_sum<LANES>(squares);
+        return group.sum(sum);
     };
-    R sum, squares;
-    squares_of(R(1), R(1), sum, squares);
+    pair<R>    sums = sums_of(R(1), R(1));
     int        scale = 0;
-    const bool rescale = count && !in_range(squares);
-    if (__ballot_sync(ALL_LANES, rescale)) {
-        R largest = 0, scaled_sum, scaled_squares;
+    const bool rescale = share != 0 && !in_range(sums.gx);
+    if (group.any(rescale)) {
+        R largest = 0;
         part.sweep([&](const R(&x)[N], int, int valid) {
 #pragma unroll
-            for (int j = 0; j < N; j++) {
-                const R size = j < valid ? absolute(x[j] - center) : R(0);
-                largest = size > largest || size != size ? size : largest;
-            }
+            for (int j = 0; j < N; j++)
+                largest = Largest()(largest, j < valid ? absolute(x[j] - center) : R(0));
         });
-        largest = lanes_max<LANES>(largest);
+        largest = group.largest(largest);
         const bool usable = rescale && largest > 0 && isfinite(largest);
         scale = usable ? exponent_of(largest) : 0;
-        squares_of(power_of_two<R>(-scale / 2), power_of_two<R>(-scale - -scale / 2), scaled_sum, scaled_squares);
-        sum = usable ? scaled_sum : sum;
-        squares = usable ? scaled_squares : squares;
+        const pair<R> scaled = sums_of(power_of_two<R>(-scale / 2), power_of_two<R>(-scale - -scale / 2));
+        sums = usable ? scaled : sums;
     }
-    moments_of<R> m = {0, 0, squares, scale};
-    if (centered && count) {
-        const R lo = sum / R(count), m2 = squares - sum * lo;
+    moments_of<R> m = {0, 0, sums.gx, scale};
+    if (centered && share != 0) {
+        const R lo = sums.g * share, m2 = sums.gx - sums.g * lo;
         m.m2 = m2 < 0 ? R(0) : m2;
         shift_mean(center, scale ? (R)ldexp((double)lo, scale) : lo, m);
     }
@@ -204,20 +209,6 @@ WF_ON_DEVICE M block_merge(M m, CountOf count_of, dev::shared<M> scratch)
     return lanes_merge<WARPS>(m, count_of(warp));
 }
 
-// count_of(r): how many values the block of rank r has. At most 8 blocks.
-template <class M, class CountOf> WF_ON_DEVICE M cluster_merge(M m, CountOf count_of, dev::shared<M> slot)
-{
-    const unsigned rank = threadIdx.x % 8;
-    const bool     present = rank < dev::cluster_size();
-    if (threadIdx.x == 0)
-        slot[0] = m;
-    dev::cluster_sync();
-    if (present)
-        m = dev::cluster_map(slot, rank)[0];
-    dev::cluster_sync();
-    return lanes_merge<8>(m, present ? count_of(rank) : 0);
-}
-
 // A sum whose roundings are kept and added at the end: as good for thousands of values as for two.
 template <class R> struct LongSum {
     R sum = 0, lost = 0;
@@ -231,33 +222,51 @@ template <class R> struct LongSum {
     WF_ON_DEVICE R value() const { return isfinite(lost) ? sum + lost : sum; }
 };
 
-template <class R> struct pair {
-    R g, gx;
-};
-
-// The sum over all threads that share the row: LANES lanes of a warp, or WARPS warps of a block and, with clustered, of each
-// of at most 8 blocks.
-template <int LANES, class R> WF_ON_DEVICE pair<R> lanes_sums(pair<R> s)
+// Over all threads that share the row: WARPS warps of a block and, with clustered, of each of at most 8 blocks.
+template <int WARPS, class S, class Op> WF_ON_DEVICE S row_reduce(S value, dev::shared<S> scratch, bool clustered, Op op)
 {
-    return {lanes_sum<LANES>(s.g), lanes_sum<LANES>(s.gx)};
+    const int lane = threadIdx.x % 32;
+    value = lanes_reduce<32>(value, op);
+    if (lane == 0)
+        scratch[threadIdx.x / 32] = value;
+    if (!clustered) {
+        __syncthreads();
+        return lanes_reduce<WARPS>(S(scratch[lane % WARPS]), op);
+    }
+    dev::cluster_sync();
+    const int parts = (int)dev::cluster_size() * WARPS;
+    value = dev::cluster_map(scratch, lane % parts / WARPS)[lane % WARPS];
+    for (int i = lane + 32; i < parts; i += 32)
+        value = op(value, S(dev::cluster_map(scratch, i / WARPS)[i % WARPS]));
+    return parts < 32 ? lanes_reduce<2 * WARPS>(value, op) : lanes_reduce<32>(value, op);
 }
 template <int WARPS, class R> WF_ON_DEVICE pair<R> row_sums(pair<R> s, dev::shared<pair<R>> scratch, bool clustered)
 {
-    const int lane = threadIdx.x % 32;
-    s = lanes_sums<32>(s);
-    if (lane == 0)
-        scratch[threadIdx.x / 32] = s;
-    if (!clustered) {
-        __syncthreads();
-        const pair<R> part = scratch[lane % WARPS];
-        return lanes_sums<WARPS>(part);
-    }
-    dev::cluster_sync();
-    pair<R> sum = {0, 0};
-    for (int i = lane; i < (int)dev::cluster_size() * WARPS; i += 32) {
-        const pair<R> part = dev::cluster_map(scratch, i / WARPS)[i % WARPS];
-        sum.g += part.g;
-        sum.gx += part.gx;
-    }
-    return lanes_sums<32>(sum);
+    return row_reduce<WARPS>(s, scratch, clustered, Sum());
 }
+
+// Who shares a row: LANES lanes of a warp, whose other groups have rows of their own.
+template <int LANES> struct Lanes {
+    template <class S> WF_ON_DEVICE S sum(S s) const { return lanes_reduce<LANES>(s, Sum()); }
+    template <class R> WF_ON_DEVICE R largest(R value) const { return lanes_reduce<LANES>(value, Largest()); }
+    WF_ON_DEVICE bool any(bool b) const { return __ballot_sync(ALL_LANES, b); }
+};
+
+// Or a block or cluster. Each reduction writes to one half of the scratch: who is late may still read the other.
+template <int WARPS, class R> struct Threads {
+    dev::shared<pair<R>> scratch; // [2 * WARPS]
+    bool                 clustered;
+    int                  turn = 0;
+
+    WF_ON_DEVICE pair<R> sum(pair<R> s) { return row_sums<WARPS>(s, next(), clustered); }
+    WF_ON_DEVICE R sum(R s) { return row_reduce<WARPS>(s, dev::recast<R>(next()), clustered, Sum()); }
+    WF_ON_DEVICE R largest(R value) { return row_reduce<WARPS>(value, dev::recast<R>(next()), clustered, Largest()); }
+    WF_ON_DEVICE bool any(bool b) const { return b; } // all have the same
+
+  private:
+    WF_ON_DEVICE dev::shared<pair<R>> next()
+    {
+        turn ^= 1;
+        return scratch + turn * WARPS;
+    }
+};
