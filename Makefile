@@ -183,9 +183,11 @@ $(EMU)/$1/check_cuda: $(EMU_PROOFS) $(O)/tests/helpers.a $(HOST_OBJ) $(CUDA_SRC:
 endef
 $(foreach mode,plain asan,$(eval $(call emu_program,$(mode))))
 
-check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, on the emulator
+check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, on the emulator, in three orders of threads
 	@echo "CUDA: emulated, $(CUDA_SUITES)"
-	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES)
+	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES) bits
+	@for order in "reverse resident=2" "random seed=1 resident=3 threads=2"; do \
+	    WELFORD_EMU="$$order" WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES) || exit 1; done
 
 check-cuda-asan: $(EMU)/asan/check  ## the same with the kernels under ASan and UBSan
 	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES)
@@ -197,7 +199,7 @@ meter: $(EMU)/plain/check_cuda  ## what the CUDA kernels move: prints the table 
 	@$< --meter | tee docs/meter.md
 
 check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite; SKIP where there is none
-	@for suite in $(CUDA_SUITES); do CK_FORK=no WELFORD_TEST_BACKEND=cuda $< --gpu $$suite || exit 1; done
+	@for suite in $(CUDA_SUITES) bits; do CK_FORK=no WELFORD_TEST_BACKEND=cuda $< --gpu $$suite || exit 1; done
 
 check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda check-cuda-proofs)
 endif

@@ -27,6 +27,31 @@ static void set_shape(Case *c, int i)
     c->n = s[0], c->c = s[1], c->hw = s[2], c->groups = s[3];
 }
 
+/* On CUDA a variant's bits are its own: everything holds for each of them. Cases are run by the variant that they name. */
+static void each_variant(const Case *c, void (*body)(const Case *))
+{
+    Case named = *c;
+    named.backend = tested_backend();
+    const char *variant;
+    if (named.backend == WF_CPU)
+        body(&named);
+    else
+        for (int i = 0; (variant = wf_variant(op_name(c->op), WF_CUDA, i)); i++) {
+            strcpy(named.variant, variant);
+            body(&named);
+        }
+}
+
+/* False: the variant that the case names does not take it. */
+static bool run_named(const Case *c, const Problem *p, Raw out[OUTPUT_COUNT])
+{
+    const char *error = run_once(c, p, c->variant[0] ? c->variant : NULL, out, NULL);
+    if (error == run_unsupported && c->variant[0])
+        return false;
+    check_none(error);
+    return true;
+}
+
 /* Calls body with every operation of every norm on shape i, dtypes and layout in turn. */
 static void each_operation(int shape, void (*body)(const Case *))
 {
@@ -40,7 +65,7 @@ static void each_operation(int shape, void (*body)(const Case *))
                 c.seed = 5 + (uint64_t)shape;
                 c.running = norm >= INSTANCENORM ? RUNNING_SEPARATE : RUNNING_NONE;
                 if (legal(&c))
-                    body(&c);
+                    each_variant(&c, body);
             }
 }
 
@@ -53,12 +78,15 @@ typedef struct Reference {
     Raw      out[OUTPUT_COUNT];
 } Reference;
 
-static Reference reference_new(const Case *c)
+/* False: there is none, for the variant does not take the case. */
+static bool reference_new(Reference *r, const Case *c)
 {
-    Reference r = { .c = *c };
-    r.p = problem_new(c);
-    check_none(run_once(c, r.p, NULL, r.out, NULL));
-    return r;
+    r->c = *c;
+    r->p = problem_new(c);
+    if (run_named(c, r->p, r->out))
+        return true;
+    problem_free(r->p);
+    return false;
 }
 
 static void reference_free(Reference *r)
@@ -71,12 +99,9 @@ static void reference_free(Reference *r)
 static bool check_same(const Reference *r, const Case *other, const char *what)
 {
     Raw out[OUTPUT_COUNT];
-    const char *error = run_once(other, r->p, other->variant[0] ? other->variant : NULL, out, NULL);
-    const bool accepted = error != run_unsupported;
-    if (accepted) {
-        check_none(error);
+    const bool accepted = run_named(other, r->p, out);
+    if (accepted)
         check_none(raw_differs(other, r->out, out, what));
-    }
     raw_free(out);
     return accepted;
 }
@@ -84,7 +109,9 @@ static bool check_same(const Reference *r, const Case *other, const char *what)
 static void check_threads(const Case *c)
 {
     static const int threads[] = { 1, 2, 3, 7 };
-    Reference r = reference_new(c);
+    Reference r;
+    if (!reference_new(&r, c))
+        return;
     for (int i = 0; i < COUNT(threads); i++) {
         Case other = *c;
         other.threads = threads[i];
@@ -98,7 +125,9 @@ static void check_threads(const Case *c)
 
 static void check_memory(const Case *c)
 {
-    Reference r = reference_new(c);
+    Reference r;
+    if (!reference_new(&r, c))
+        return;
     for (int misalign = 1; misalign <= 7; misalign += 3) {
         Case other = *c;
         other.misalign = misalign;
@@ -125,17 +154,19 @@ static void check_fpmode(const Case *c)
     Case subnormal = *c;
     subnormal.data = SUBNORMAL;
     subnormal.eps = 0;
-    Reference references[] = { reference_new(c), reference_new(&subnormal) };
-    for (int i = 0; i < COUNT(references); i++) {
+    for (int i = 0; i < 2; i++) {
+        Reference r;
+        if (!reference_new(&r, i ? &subnormal : c))
+            continue;
         for (FpMode mode = MODE_UP; mode <= MODE_FLUSH; mode++) {
-            Case other = references[i].c;
+            Case other = r.c;
             other.fpmode = mode;
-            ck_assert(check_same(&references[i], &other, "when the caller rounds to nearest"));
+            ck_assert(check_same(&r, &other, "when the caller rounds to nearest"));
             other.pool = 3; /* its threads have their own modes */
             if (mode == MODE_UP || mode == MODE_FLUSH)
-                ck_assert(check_same(&references[i], &other, "when the caller rounds to nearest"));
+                ck_assert(check_same(&r, &other, "when the caller rounds to nearest"));
         }
-        reference_free(&references[i]);
+        reference_free(&r);
     }
 }
 
@@ -143,7 +174,9 @@ static void check_variants(const Case *c)
 {
     const char *variant;
     int accepted = 0;
-    Reference r = reference_new(c);
+    Reference r;
+    if (!reference_new(&r, c))
+        return;
     for (int i = 0; (variant = wf_variant(op_name(c->op), WF_CPU, i)); i++) {
         Case other = *c;
         strcpy(other.variant, variant);
@@ -188,8 +221,8 @@ static void check_alone(const Case *c)
         return;
     Raw whole[OUTPUT_COUNT], part[OUTPUT_COUNT];
     Problem *p = problem_new(c);
-    check_none(run_once(c, p, NULL, whole, NULL));
-    const int64_t n = row_wise(c) ? c->rows : c->n, each = p->count / n;
+    const bool taken = run_named(c, p, whole);
+    const int64_t n = !taken ? 0 : row_wise(c) ? c->rows : c->n, each = taken ? p->count / n : 0;
     for (int64_t i = 0; i < n; i += i + 1 < n && n > 20 ? n / 7 : 1) {
         Case one = *c;
         one.rows = one.n = 1;
@@ -201,8 +234,8 @@ static void check_alone(const Case *c)
         sub.per_param = p->per_param / n;
         sub.x = p->x + i * each;
         sub.dy = p->dy ? p->dy + i * each : NULL;
-        check_none(run_once(&one, &sub, NULL, part, NULL));
-        check_part(c, whole, part, i, n);
+        if (run_named(&one, &sub, part))
+            check_part(c, whole, part, i, n);
         raw_free(part);
     }
     raw_free(whole);
@@ -235,18 +268,17 @@ static void check_constant(const Case *base)
         c.data = how & 1 ? ONES : CONSTANT;
         c.eps = (double[]){ 1e-5, 0, 1e-30 }[how / 2];
         c.null = how == 4 ? NULL_GAMMA | NULL_BETA : 0;
-        Raw out[OUTPUT_COUNT];
-        Problem *p = problem_new(&c);
-        check_none(run_once(&c, p, NULL, out, NULL));
-        for (int64_t i = 0; i < p->count; i++) {
-            check_exactly(&c, &out[OUT_Y], i, beta_of(p, i));
-            check_exactly(&c, &out[OUT_MEAN], p->slot[i], p->x[i]);
-            check_exactly(&c, &out[OUT_MEAN_PAIR], p->slot[i], 0);
+        Reference r;
+        if (!reference_new(&r, &c))
+            return;
+        for (int64_t i = 0; i < r.p->count; i++) {
+            check_exactly(&c, &r.out[OUT_Y], i, beta_of(r.p, i));
+            check_exactly(&c, &r.out[OUT_MEAN], r.p->slot[i], r.p->x[i]);
+            check_exactly(&c, &r.out[OUT_MEAN_PAIR], r.p->slot[i], 0);
         }
-        for (int64_t s = 0; s < p->slots && c.eps == 0; s++)
-            check_exactly(&c, &out[OUT_RSTD], s, 0);
-        raw_free(out);
-        problem_free(p);
+        for (int64_t s = 0; s < r.p->slots && c.eps == 0; s++)
+            check_exactly(&c, &r.out[OUT_RSTD], s, 0);
+        reference_free(&r);
     }
 }
 
@@ -264,8 +296,7 @@ static void check_exact_sums(const Case *base)
     Quad *mean = calloc((size_t)p->slots, sizeof *mean);
     for (int64_t i = 0; i < p->count; i++)
         mean[p->slot[i]] += p->x[i];
-    for (int how = 0; how < 2; how++) {
-        check_none(run_once(&c, p, NULL, out, NULL));
+    for (int how = 0; how < 2 && run_named(&c, p, out); how++) {
         for (int64_t s = 0; s < p->slots; s++) {
             check_exactly(&c, &out[OUT_MEAN], s, mean[s] / p->per_slot);
             check_exactly(&c, &out[OUT_MEAN_PAIR], s, 0);
@@ -298,12 +329,12 @@ static void check_scaling(const Case *base)
         c.x = WF_BF16, c.w = WF_F32; /* f16 has no room for powers of two */
     Raw one[OUTPUT_COUNT], other[OUTPUT_COUNT];
     Problem *p = problem_new(&c);
-    check_none(run_once(&c, p, NULL, one, NULL));
-    for (int k = 0; k < COUNT(powers); k++) {
+    const bool taken = run_named(&c, p, one);
+    for (int k = 0; k < COUNT(powers) && taken; k++) {
         const Quad factor = scalbnq(1, powers[k]);
         for (int64_t i = 0; i < p->count; i++)
             p->x[i] *= factor;
-        check_none(run_once(&c, p, NULL, other, NULL));
+        ck_assert(run_named(&c, p, other));
         for (int64_t i = 0; i < p->count; i++)
             check_exactly(&c, &other[OUT_Y], i, dtype_load(one[OUT_Y].dtype, one[OUT_Y].bytes, i));
         for (int64_t s = 0; s < p->slots; s++) {
@@ -330,13 +361,16 @@ Suite *bits_suite(void)
 {
     Suite *suite = suite_create("bits");
     TCase *tcase = tcase_create("bits");
-    const int all = quick() ? 2 : SHAPES, some = quick() ? 1 : LARGE;
+    const bool cuda = tested_backend() == WF_CUDA;
+    const int all = quick() ? 2 : SHAPES, some = quick() && !cuda ? 1 : LARGE;
     tcase_set_timeout(tcase, 120);
-    tcase_add_loop_test(tcase, threads, 0, all);
-    tcase_add_loop_test(tcase, variants, 0, all);
+    if (!cuda) { /* which the fields of the CPU's threads do not concern, and whose variants have bits of their own */
+        tcase_add_loop_test(tcase, threads, 0, all);
+        tcase_add_loop_test(tcase, variants, 0, all);
+    }
     tcase_add_loop_test(tcase, memory, 0, quick() ? some : SHAPES - 1);
     tcase_add_loop_test(tcase, alone, 0, quick() ? some : SHAPES);
-    tcase_add_loop_test(tcase, fpmode, 0, some);
+    tcase_add_loop_test(tcase, fpmode, 0, quick() ? 1 : LARGE);
     tcase_add_loop_test(tcase, constant, 0, quick() ? some : SHAPES);
     tcase_add_loop_test(tcase, exact_sums, 0, quick() ? some : SHAPES);
     tcase_add_loop_test(tcase, scaling, 0, some);

@@ -7,6 +7,7 @@
 
 static const struct { const char *name; Suite *(*make)(void); } suites[] = {
     {"cuda_meter", cuda_meter_suite}, {"cuda_faults", cuda_faults_suite},
+    {"cuda_schedules", cuda_schedules_suite},
 };
 enum { SUITES = sizeof suites / sizeof *suites };
 

@@ -4,7 +4,7 @@
 
 #include <check.h>
 
-Suite *cuda_meter_suite(void), *cuda_faults_suite(void);
+Suite *cuda_meter_suite(void), *cuda_faults_suite(void), *cuda_schedules_suite(void);
 
 void meter_print(void); /* docs/meter.md, to stdout */
 
