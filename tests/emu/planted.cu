@@ -232,7 +232,7 @@ __global__ void too_much_shared(Args a)
 
 __global__ void static_and_dynamic_shared(Args a)
 {
-    WF_SHARED(float, s, 5000);
+    WF_SHARED(float, s, 11000);
     WF_DYN_SHARED(float, t);
     s[threadIdx.x] = t[threadIdx.x] = 1;
     dev::store(a.y, threadIdx.x, s[threadIdx.x] + t[threadIdx.x]);
@@ -415,7 +415,7 @@ const Case planted_cases[] = {
     {"misaligned shared vector", once<misaligned_shared_vector, 1, 64>, "misaligned", "misaligned", "misaligned"},
     {"shared never written", once<shared_never_written, 1, 64>, "results", "results", "results"},
     {"too much shared", once<too_much_shared, 1, 64>, "shared-memory", "shared-memory", "shared-memory"},
-    {"static and dynamic above the default", once<static_and_dynamic_shared, 1, 64, 32 << 10>, "shared-memory",
+    {"static and dynamic above the default", once<static_and_dynamic_shared, 1, 64, 8 << 10>, "shared-memory",
      "shared-memory", "shared-memory"},
     {"shift beyond the width", once<shift_beyond_the_width, 1, 64>, "-", "undefined", "-"},
     {"index overflow", overflowing, "-", "undefined", "-"},
