@@ -1,6 +1,7 @@
 /* The benchmark tool:  bench [options] --suite FILE ... --case "line" ...
  *
- * Every row is checked before it is timed; a wrong one is not timed, and the exit code is 1. --help lists the options. */
+ * Every row is checked before it is timed; a wrong one is not timed. --help lists the options. Exit code 1: a row was wrong
+ * or failed; 2: one is slower than in the run compared with; 3: bad usage, no device. */
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +9,8 @@
 
 #include "bench.h"
 
-enum { ORACLE_ELEMENTS = 1 << 14 /* up to here also the tests' oracle, which needs a microsecond each */, WRONG_EXIT = 1 };
+enum { ORACLE_ELEMENTS = 1 << 14 /* up to here also the tests' oracle, which needs a microsecond each */ };
+enum { WRONG_EXIT = 1, SLOWER_EXIT, USAGE_EXIT };
 
 static const char help[] =
     "bench [options] --suite FILE ... --case \"LINE\" ...\n"
@@ -22,6 +24,8 @@ static const char help[] =
     "  --min-time SECONDS   of measuring per row and contestant (0.2)\n"
     "  --quick              a short roofline, 0.02 s a row\n"
     "  --json FILE --csv FILE --md   results also as JSON, CSV; the table as Markdown\n"
+    "  --svg FOLDER         bars.svg and sizes.svg there\n"
+    "  --compare BASE.json  an earlier run: SAME, FASTER or SLOWER; exit code 2 if any row is slower\n"
     "  --explain            the byte formula of every row, its minimum and 95th percentile\n"
     "  --list               print the rows and stop\n"
     "  --self-test          hold the checker to the tests' oracle and stop\n";
@@ -85,6 +89,22 @@ static void fail(Result *r, Verdict verdict, const char *why)
     snprintf(r->message, sizeof r->message, "%.*s", (int)strcspn(why, "\n"), why);
 }
 
+/* A peer that is far off is left out: its time would mean nothing. Dropout's masks differ by nature. */
+static const char *try_peer(const Timer *timer, const Plan *p, const Peer *peer, void *state, const char *before, char *after)
+{
+    const char *error = NULL;
+    if (timer->backend == WF_CUDA)
+        gpu_put(timer->slab[0], before, p->slab_size);
+    else
+        memcpy(timer->slab[0], before, p->slab_size);
+    if (!peer->call(state, timer->slab[0], timer->backend == WF_CUDA ? gpu_stream() : NULL))
+        return "the call failed";
+    if (timer->backend == WF_CUDA && !gpu_sync(&error))
+        return error;
+    take(timer, after, 0);
+    return p->slots ? reference_check_peer(p, before, after) : NULL;
+}
+
 /* The library's result on set 0 is judged, then all contestants are timed. */
 static void time_row(Result *r, Plan *p, const Options *o, const Peer *const peers[], char *before, char *after)
 {
@@ -115,6 +135,12 @@ static void time_row(Result *r, Plan *p, const Options *o, const Peer *const pee
         void *state = peers[i]->prepare(p, &bytes);
         if (!state)
             continue;
+        error = try_peer(&timer, p, peers[i], state, before, after);
+        if (error) {
+            fprintf(stderr, "%s leaves out %s %s: %s\n", peers[i]->name, r->row->name, op_name(p->c->op), error);
+            peers[i]->done(state);
+            continue;
+        }
         of[r->contestants] = peers[i];
         r->who[r->contestants++] = (Contestant){ .name = peers[i]->name, .call = peers[i]->call, .state = state,
                                                  .bytes = bytes };
@@ -177,10 +203,15 @@ static int run_rows(Run *run, const Rows *rows)
         fprintf(stderr, "bench: cannot write %s\n", o->json);
     if (o->csv && !report_csv(run, o->csv))
         fprintf(stderr, "bench: cannot write %s\n", o->csv);
+    if (o->svg && !svg_write(run, o->svg))
+        fprintf(stderr, "bench: cannot write pictures to %s\n", o->svg);
+    int slower = 0;
+    if (o->compare && !baseline_compare(run, o->compare, &slower))
+        fprintf(stderr, "bench: %s has none of these rows\n", o->compare);
     free(run->result);
     if (wrong)
         printf("%d rows are wrong or failed\n", wrong);
-    return wrong ? WRONG_EXIT : 0;
+    return wrong ? WRONG_EXIT : slower ? SLOWER_EXIT : 0;
 }
 
 /* What the options say of every case; rows of operations that were not asked for go. */
@@ -206,7 +237,7 @@ static void settle(Rows *rows, const Options *o)
 static int usage(const char *error)
 {
     fprintf(stderr, "bench: %s\n%s", error, help);
-    return 2;
+    return USAGE_EXIT;
 }
 
 int main(int argc, char **argv)
@@ -215,7 +246,7 @@ int main(int argc, char **argv)
         { "backend", 1, 0, 'b' }, { "threads", 1, 0, 't' }, { "variant", 1, 0, 'v' }, { "with", 1, 0, 'w' }, { "op", 1, 0, 'o' },
         { "cold", 0, 0, 'C' }, { "warm", 0, 0, 'W' }, { "peers", 0, 0, 'p' }, { "min-time", 1, 0, 'm' }, { "quick", 0, 0, 'q' },
         { "json", 1, 0, 'j' }, { "csv", 1, 0, 'c' }, { "md", 0, 0, 'M' }, { "explain", 0, 0, 'e' }, { "list", 0, 0, 'l' },
-        { "suite", 1, 0, 's' }, { "case", 1, 0, 'k' }, { "self-test", 0, 0, 'T' }, { "help", 0, 0, 'h' }, { 0 }
+        { "svg", 1, 0, 'g' }, { "compare", 1, 0, 'B' }, { "suite", 1, 0, 's' }, { "case", 1, 0, 'k' }, { "self-test", 0, 0, 'T' }, { "help", 0, 0, 'h' }, { 0 }
     };
     Options o = { .threads = (int)sysconf(_SC_NPROCESSORS_ONLN), .cold = true, .min_time = 0.2 };
     Rows rows = { 0 };
@@ -241,6 +272,8 @@ int main(int argc, char **argv)
         case 'q': o.quick = true, o.min_time = 0.02; break;
         case 'j': o.json = optarg; break;
         case 'c': o.csv = optarg; break;
+        case 'g': o.svg = optarg; break;
+        case 'B': o.compare = optarg; break;
         case 'M': o.markdown = true; break;
         case 'e': o.explain = true; break;
         case 'l': list = true; break;
@@ -277,7 +310,7 @@ int main(int argc, char **argv)
     }
     if (o.backend == WF_CUDA && !gpu_open()) {
         fprintf(stderr, "bench: no CUDA device, or a build without CUDA\n");
-        return 2;
+        return USAGE_EXIT;
     }
     Run run = { .options = &o };
     const int status = run_rows(&run, &rows);

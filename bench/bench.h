@@ -63,6 +63,8 @@ void       *plan_tensor(const Plan *, const char *slab, Tensor); /* NULL: not gi
 void        reference_statistics(Plan *, const char *slab);
 /* Every element of every output against the formulas in long double, within the oracle's bars. NULL or what is off. */
 const char *reference_check(const Plan *, const char *before, const char *after);
+/* The same for somebody else's result: y, dx and the parameters' gradients alone, within a thousand bars. */
+const char *reference_check_peer(const Plan *, const char *before, const char *after);
 
 /* ---- self_test.c ---- */
 const char *reference_self_test(void); /* the reference against the tests' oracle; NULL or what is off */
@@ -140,7 +142,7 @@ Roofline roofline_measure(wf_backend, int threads, bool cold, bool quick);
 double   roofline_at(const Roofline *, double bytes); /* rate for a call that moves so many bytes */
 double   roofline_peak(const Roofline *);
 
-/* ---- report.c, report_json.c, environment.c ---- */
+/* ---- report.c, report_json.c, baseline.c, svg.c, environment.c ---- */
 typedef enum Verdict { TIMED, WRONG, UNSUPPORTED, FAILED } Verdict;
 typedef struct Result {
     const Row *row;
@@ -173,6 +175,8 @@ void   report_row(const Run *, const Result *);
 void   report_footer(const Run *);
 bool   report_json(const Run *, const char *path);
 bool   report_csv(const Run *, const char *path);
+bool   baseline_compare(Run *, const char *path, int *slower); /* sets result.compared; false: cannot be read */
+bool   svg_write(const Run *, const char *folder); /* bars.svg and sizes.svg */
 void   environment(Run *, const Peer *const peers[]);
 
 #endif

@@ -2,7 +2,7 @@
 BENCH_SRC := $(filter-out bench/emu_timing.c,$(wildcard bench/*.c))
 BENCH_OBJ := $(BENCH_SRC:%.c=$(O)/%.o)
 # It times builds made elsewhere: on the machine that runs it only libc, libm and the driver need be there.
-STATIC_LIBS := -static-libgcc -l:libquadmath.a $(if $(call on,OPENMP),-l:libgomp.a)
+STATIC_LIBS := -ldl -static-libgcc -l:libquadmath.a $(if $(call on,OPENMP),-l:libgomp.a)
 COMMIT      := $(shell git rev-parse --short HEAD 2>/dev/null)$(shell git diff --quiet HEAD -- src include 2>/dev/null || echo +)
 
 $(O)/bench/%.o: bench/%.c $(O)/flags

@@ -53,16 +53,19 @@ static double half_ulp(wf_dtype dtype, double v)
 
 /* ---- samples in parallel ---- */
 
+enum { PEER_SLACK = 1000 };
+
 /* What a thread adds up for itself: two sums and two scales per channel, and what it finds wrong. */
 typedef struct Part {
     Real   *sum[2]; /* [channels] */
     double *scale[2];
-    double  worst; /* in units of the bar */
+    double  slack, worst; /* in units of the bar */
     char    message[160];
 } Part;
 typedef struct Job {
     const Plan *p;
     const char *before, *after;
+    bool        peer;
     int         parts;
     Part       *part;
     void      (*sample)(struct Job *, Part *, int64_t sample);
@@ -95,11 +98,13 @@ static void each_sample(Job *job, void (*sample)(Job *, Part *, int64_t))
             }
 }
 
-static Job job_new(const Plan *p, const char *before, const char *after)
+static Job job_new(const Plan *p, const char *before, const char *after, bool peer)
 {
-    Job job = { .p = p, .before = before, .after = after, .mean = p->mean, .var = p->var, .rstd = p->rstd };
+    Job job = { .p = p, .before = before, .after = after, .peer = peer, .mean = p->mean, .var = p->var, .rstd = p->rstd };
     job.parts = p->samples < 64 ? (int)p->samples : 64;
     job.part = calloc((size_t)job.parts, sizeof *job.part);
+    for (int i = 0; i < job.parts; i++)
+        job.part[i].slack = peer ? PEER_SLACK : 1;
     for (int i = 0; i < job.parts; i++)
         for (int k = 0; k < 2; k++) {
             job.part[i].sum[k] = calloc((size_t)p->channels, sizeof(Real));
@@ -180,7 +185,7 @@ void reference_statistics(Plan *p, const char *slab)
     p->mean = memset(malloc(size), 0, size);
     p->var = memset(malloc(size), 0, size);
     p->rstd = memset(malloc(size), 0, size);
-    Job job = job_new(p, slab, slab);
+    Job job = job_new(p, slab, slab, false);
     if (p->frozen) {
         const Extent *t = &p->t[T_RUNNING_MEAN_IN];
         for (int64_t i = 0; i < p->slots; i++) {
@@ -205,7 +210,7 @@ void reference_statistics(Plan *p, const char *slab)
 
 static void judge(Part *part, const char *what, int64_t at, double got, Real want, double bar)
 {
-    const double error = (double)fabsl(got - want) / bar;
+    const double error = (double)fabsl(got - want) / (bar * part->slack);
     if (error <= part->worst)
         return;
     part->worst = isnan(error) ? HUGE_VAL : error;
@@ -417,10 +422,10 @@ static void judge_dropout(Job *job, Part *part, int64_t s)
     }
 }
 
-const char *reference_check(const Plan *p, const char *before, const char *after)
+static const char *check(const Plan *p, const char *before, const char *after, bool peer)
 {
     static char message[200];
-    Job job = job_new(p, before, after);
+    Job job = job_new(p, before, after, peer);
     *message = 0;
     if (!p->slots) {
         each_sample(&job, judge_dropout);
@@ -428,8 +433,9 @@ const char *reference_check(const Plan *p, const char *before, const char *after
         judge_backward(&job);
     } else {
         each_sample(&job, judge_y);
-        judge_statistics(&job);
-        if (p->t[T_RUNNING_MEAN_OUT].given)
+        if (!peer)
+            judge_statistics(&job);
+        if (!peer && p->t[T_RUNNING_MEAN_OUT].given)
             judge_running(&job);
     }
     double worst = 0;
@@ -445,3 +451,6 @@ const char *reference_check(const Plan *p, const char *before, const char *after
     job_free(&job);
     return *message ? message : NULL;
 }
+
+const char *reference_check(const Plan *p, const char *before, const char *after) { return check(p, before, after, false); }
+const char *reference_check_peer(const Plan *p, const char *before, const char *after) { return check(p, before, after, true); }

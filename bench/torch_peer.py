@@ -9,6 +9,7 @@ go round sets of tensors larger than twice L2 (cold); on the CPU it is a loop of
 wrong, with 2 where PyTorch is missing."""
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -449,8 +450,9 @@ def main():
     signal.signal(signal.SIGALRM, on_alarm)
     torch.manual_seed(1)
     if options.compile:
-        from torch._functorch import config
-        config.donated_buffer = False  # a recorded backward pass is run many times
+        importlib.import_module("torch._dynamo")
+        functorch = importlib.import_module("torch._functorch.config")
+        functorch.donated_buffer = False  # a recorded backward pass is run many times
     lines = [("case", "-", 1, line) for text in options.case for line in expand(text)]
     if not options.suite and not options.case:
         options.suite = [os.path.join(HERE, "suites/peers.txt")]
