@@ -41,23 +41,28 @@ static void forward(const Naive *s, char *slab)
             var = ((const float *)plan_tensor(p, slab, T_RUNNING_VAR_IN))[slot];
         } else {
             if (centered) {
-                EACH(s, r)
+                EACH(s, r) {
                     mean += x[i];
+                }
                 mean /= (float)p->per_slot;
             }
-            EACH(s, r)
+            EACH(s, r) {
                 var += (x[i] - mean) * (x[i] - mean);
+            }
             var /= (float)p->per_slot;
         }
         const float rstd = 1.0f / sqrtf(var + (float)p->c->eps);
-        EACH(s, r)
+        EACH(s, r) {
             y[i] = (x[i] - mean) * rstd;
+        }
         if (gamma)
-            EACH(s, r)
+            EACH(s, r) {
                 y[i] *= gamma[c] + (float)p->c->weight_offset;
+            }
         if (beta)
-            EACH(s, r)
+            EACH(s, r) {
                 y[i] += beta[c];
+            }
     }
 }
 
@@ -79,23 +84,29 @@ static void backward(const Naive *s, char *slab)
         const float mean = means ? means[slot] : 0, rstd = rstds[slot];
         float sum = 0, sum_xhat = 0;
         if (dgamma)
-            EACH(s, r)
+            EACH(s, r) {
                 dgamma[c] += dy[i] * (x[i] - mean) * rstd;
+            }
         if (dbeta)
-            EACH(s, r)
+            EACH(s, r) {
                 dbeta[c] += dy[i];
+            }
         if (!dx)
             continue;
-        EACH(s, r)
+        EACH(s, r) {
             dx[i] = gamma ? dy[i] * (gamma[c] + (float)p->c->weight_offset) : dy[i];
-        EACH(s, r)
+        }
+        EACH(s, r) {
             sum += dx[i];
-        EACH(s, r)
+        }
+        EACH(s, r) {
             sum_xhat += dx[i] * (x[i] - mean) * rstd;
+        }
         const float avg = p->frozen || !centered ? 0 : sum / (float)p->per_slot;
         const float avg_xhat = p->frozen ? 0 : sum_xhat / (float)p->per_slot;
-        EACH(s, r)
+        EACH(s, r) {
             dx[i] = rstd * (dx[i] - avg - (x[i] - mean) * rstd * avg_xhat);
+        }
     }
 }
 
