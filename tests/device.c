@@ -30,6 +30,13 @@ bool device_present(void)
     return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
+bool device_emulated(void)
+{
+    struct cudaDeviceProp properties;
+    must(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    return strncmp(properties.name, "emulated", 8) == 0;
+}
+
 static size_t front_of(const void *host) { return MARGIN + (uintptr_t)host % ALIGN; }
 
 void *device_new(const void *host, size_t size)
@@ -61,6 +68,8 @@ bool device_take(void *device, void *host, size_t size)
 #else
 
 bool device_present(void) { return false; }
+
+bool device_emulated(void) { return false; }
 
 void *device_new(const void *host, size_t size)
 {

@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 bool  device_present(void); /* false in a build without CUDA */
+bool  device_emulated(void); /* the device that is present is the emulator's */
 /* A copy of host[0 .. size) on the device, as far from a multiple of 64 bytes as host, between two margins. */
 void *device_new(const void *host, size_t size);
 /* Waits for the device, copies back to host, frees. False: a margin was written. */

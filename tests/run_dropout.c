@@ -11,6 +11,7 @@
 #include <immintrin.h>
 #endif
 
+#include "device.h"
 #include "guard.h"
 #include "oracle_dropout.h"
 #include "pool.h"
@@ -123,45 +124,84 @@ static int compare_mask(int backward, const uint8_t *keep, int64_t units, const 
     return 0;
 }
 
+/* A guarded buffer of the host, and where the call finds it; host NULL: none. */
+typedef struct Memory {
+    void *host;
+    size_t size;
+    void *at;
+} Memory;
+enum { X, Y, MASK, POINTED, WORKSPACE, MEMORIES };
+
+static Memory memory_new(size_t size, size_t misalign)
+{
+    return (Memory){guard_alloc(size, misalign), size, NULL};
+}
+
+static void give(Memory memory[MEMORIES], wf_backend backend)
+{
+    for (Memory *m = memory; m < memory + MEMORIES; m++)
+        m->at = m->host && backend == WF_CUDA ? device_new(m->host, m->size) : m->host;
+}
+
+/* 0: bytes around one were written. */
+static int take_back(Memory memory[MEMORIES], wf_backend backend)
+{
+    int intact = 1;
+    for (Memory *m = memory; m < memory + MEMORIES; m++) {
+        intact &= !m->host || backend != WF_CUDA || device_take(m->at, m->host, m->size);
+        intact &= guard_check(m->host);
+    }
+    return intact;
+}
+
 int run_dropout(const Case *c, char *message, size_t message_size)
 {
     const int backward = c->op == DROPOUT_BACKWARD;
-    const size_t size = c->x == WF_F64 ? 8 : c->x == WF_F32 ? 4 : 2, shift = (size_t)c->misalign * size;
+    const size_t size = c->x == WF_F64 ? 8 : c->x == WF_F32 ? 4 : 2, shift = (size_t)c->misalign * size % 64;
     const wf_dropout what = {.size = sizeof what, .x_dtype = c->x, .kind = (wf_dropout_kind)c->kind, .layout = c->layout,
                              .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p};
     const int64_t count = what.n * what.c * what.hw, units = oracle_dropout_units(&what);
     const size_t x_size = (size_t)count * size, mask_size = (size_t)(units + 7) / 8;
+    const size_t workspace_size =
+        backward ? wf_dropout_backward_workspace(&what, c->backend) : wf_dropout_forward_workspace(&what, c->backend);
 
-    void *x = guard_alloc(x_size, shift), *y = c->inplace ? x : guard_alloc(x_size, shift);
-    uint8_t *mask = c->null & NULL_MASK ? NULL : guard_alloc(mask_size, (size_t)c->misalign);
+    Memory m[MEMORIES] = {[X] = memory_new(x_size, shift),
+                          [POINTED] = memory_new(2 * sizeof(uint64_t), 0),
+                          [WORKSPACE] = memory_new(workspace_size, 1)};
+    if (!c->inplace)
+        m[Y] = memory_new(x_size, (size_t)(c->misalign ^ c->misalign / 4) * size % 64);
+    if (!(c->null & NULL_MASK))
+        m[MASK] = memory_new(mask_size, (size_t)c->misalign);
+    char *const x = m[X].host, *const y = c->inplace ? x : m[Y].host;
+    uint64_t *const pointed = m[POINTED].host;
     void *before = malloc(x_size + 1);
     uint8_t *keep = malloc((size_t)units + 1);
     uint64_t state = c->seed ^ (uint64_t)count;
     for (int64_t i = 0; i < count; i++) {
         const uint64_t bits = element(c->x, &state);
-        memcpy((char *)x + (size_t)i * size, &bits, size);
+        memcpy(x + (size_t)i * size, &bits, size);
     }
     memcpy(before, x, x_size);
     for (int64_t u = 0; u < units; u++)
         keep[u] = (uint8_t)oracle_dropout_keep(c->p, c->seed, c->offset, (uint64_t)u);
-
-    uint64_t *pointed = guard_alloc(2 * sizeof *pointed, 0);
     const uint64_t seed = c->seed, added = c->offset ^ UINT64_C(0xfedcba9876543210);
     pointed[0] = seed, pointed[1] = added;
-    wf_dropout_args with = {.size = sizeof with, .x = x, .y = y, .mask = mask, .seed = c->seed, .offset = c->offset};
+
+    give(m, c->backend);
+    wf_dropout_args with = {.size = sizeof with, .x = m[X].at, .y = m[c->inplace ? X : Y].at, .mask = m[MASK].at,
+                            .seed = c->seed, .offset = c->offset};
     if (c->seed & 1)
-        with.seed_ptr = &pointed[0], with.seed = ~seed;
+        with.seed_ptr = (uint64_t *)m[POINTED].at, with.seed = ~seed;
     if (c->offset & 2)
-        with.offset_ptr = &pointed[1], with.offset = c->offset - added;
+        with.offset_ptr = (uint64_t *)m[POINTED].at + 1, with.offset = c->offset - added;
 
     pool *p = c->pool ? pool_new(c->pool, (pool_order)(c->seed % POOL_ORDERS)) : NULL;
     wf_exec where = {.size = sizeof where, .backend = c->backend, .threads = c->threads};
     where.variant = c->variant[0] ? c->variant : NULL;
     where.parallel_for = p ? pool_parallel_for : NULL;
     where.pool = p;
-    where.workspace_size =
-        backward ? wf_dropout_backward_workspace(&what, c->backend) : wf_dropout_forward_workspace(&what, c->backend);
-    where.workspace = guard_alloc(where.workspace_size, 1);
+    where.workspace_size = workspace_size;
+    where.workspace = m[WORKSPACE].at;
 
     set_mode(c->fpmode);
     const unsigned mode = current_mode();
@@ -169,14 +209,14 @@ int run_dropout(const Case *c, char *message, size_t message_size)
         backward ? wf_dropout_backward(&what, &with, &where) : wf_dropout_forward(&what, &with, &where);
     const int mode_kept = current_mode() == mode;
     set_mode(MODE_NEAREST);
+    const int intact = take_back(m, c->backend);
 
     int bad = 1;
     if (status)
         snprintf(message, message_size, "status %s: %s", wf_status_string(status), wf_error_detail());
     else if (!mode_kept)
         snprintf(message, message_size, "the rounding or flush-to-zero mode was changed");
-    else if (!guard_check(x) || !guard_check(y) || !guard_check(mask) || !guard_check(where.workspace) ||
-             !guard_check(pointed))
+    else if (!intact)
         snprintf(message, message_size, "bytes around a buffer were written");
     else if (pointed[0] != seed || pointed[1] != added)
         snprintf(message, message_size, "the pointed-to seed or offset was written");
@@ -184,16 +224,12 @@ int run_dropout(const Case *c, char *message, size_t message_size)
         snprintf(message, message_size, "x was written");
     else
         bad = compare(&what, backward, keep, before, y, size, message, message_size) ||
-              (mask && compare_mask(backward, keep, units, mask, message, message_size));
+              (m[MASK].host && compare_mask(backward, keep, units, m[MASK].host, message, message_size));
 
     if (p)
         pool_free(p);
-    guard_free(x);
-    if (!c->inplace)
-        guard_free(y);
-    guard_free(mask);
-    guard_free(pointed);
-    guard_free(where.workspace);
+    for (int i = 0; i < MEMORIES; i++)
+        guard_free(m[i].host);
     free(before);
     free(keep);
     return bad;

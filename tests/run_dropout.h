@@ -7,7 +7,8 @@
 /* 0, or 1 with what was wrong in message. Checked: y (a NaN only for being one), the mask with its spare bits, that x, the
  * pointed-to seed and offset and everything around each buffer are untouched, and that a backward call ignores mask.
  * Beyond the fields' plain meaning: an odd seed is given by seed_ptr (with another one in seed), and an offset with
- * bit 1 set in two parts, offset and *offset_ptr; pool threads take pieces in the order seed % POOL_ORDERS. */
+ * bit 1 set in two parts, offset and *offset_ptr; pool threads take pieces in the order seed % POOL_ORDERS; y, if it is not
+ * x, is misalign ^ misalign / 4 elements off. */
 int run_dropout(const Case *c, char *message, size_t message_size);
 
 /* The same within a Check test: fails with the message and the line that repeats the case. */

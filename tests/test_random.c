@@ -8,7 +8,9 @@
 #include <string.h>
 
 #include "../src/common/philox.h"
+#include "device.h"
 #include "oracle_dropout.h"
+#include "sweep.h"
 
 Suite *random_suite(void);
 
@@ -83,12 +85,16 @@ END_TEST
 /* The library's mask of `units` units, by the public API; x and y are bf16. */
 static void mask_of(double p, uint64_t seed, uint64_t offset, int64_t units, uint8_t *mask)
 {
-    uint16_t *x = calloc((size_t)units, sizeof *x);
+    const bool cuda = tested_backend() == WF_CUDA;
+    const size_t x_size = (size_t)units * sizeof(uint16_t), mask_size = (size_t)(units + 7) / 8;
+    void *host = calloc(1, x_size), *x = cuda ? device_new(host, x_size) : host;
     const wf_dropout what = {.size = sizeof what, .x_dtype = WF_BF16, .n = units, .c = 1, .hw = 1, .p = p};
-    const wf_dropout_args with = {.size = sizeof with, .x = x, .y = x, .mask = mask, .seed = seed, .offset = offset};
-    const wf_exec where = {.size = sizeof where};
+    const wf_dropout_args with = {.size = sizeof with, .x = x, .y = x, .seed = seed, .offset = offset,
+                                  .mask = cuda ? device_new(mask, mask_size) : mask};
+    const wf_exec where = {.size = sizeof where, .backend = tested_backend()};
     ck_assert_msg(wf_dropout_forward(&what, &with, &where) == WF_OK, "%s", wf_error_detail());
-    free(x);
+    ck_assert(!cuda || (device_take(with.mask, mask, mask_size) && device_take(x, host, x_size)));
+    free(host);
 }
 
 static int kept(const uint8_t *mask, int64_t u)

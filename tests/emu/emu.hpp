@@ -207,6 +207,11 @@ template <int N> inline void cp_async_wait()
     emu::async_wait(N);
 }
 
+template <class T> inline T uniform(T value, emu::Site site = emu::Site::here())
+{
+    return emu::shuffle(emu::WarpOp::shuffle, 0xffffffffu, value, 0, 32, site);
+}
+
 inline unsigned cluster_rank()
 {
     return emu::cluster_rank();

@@ -15,6 +15,8 @@
 // | cp_async_commit()                     | who copied            | closes a group of the calling thread's copies             |
 // | cp_async_wait<N>()                    | who copied            | all but the N latest groups have arrived, for the calling |
 // |                                       |                       | thread: others need a barrier after it                    |
+// | uniform(value)                        | all lanes of a warp   | value, of which every lane has the same: now the compiler |
+// |                                       |                       | knows, and computes what follows from it once for all     |
 // | cluster_rank(), cluster_size()        | any                   | 0 and 1 in a launch without clusters                      |
 // | cluster_sync()                        | all of the cluster    | barrier; orders shared memory of all its blocks           |
 // | cluster_map(s, rank)                  | any, before the last  | s in the block of that rank; a cluster_sync must follow   |
@@ -141,6 +143,16 @@ WF_ON_DEVICE void cp_async_commit()
 template <int N> WF_ON_DEVICE void cp_async_wait()
 {
     asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory");
+}
+
+WF_ON_DEVICE unsigned uniform(unsigned value)
+{
+    return __reduce_or_sync(0xffffffffu, value);
+}
+
+WF_ON_DEVICE uint64_t uniform(uint64_t value)
+{
+    return static_cast<uint64_t>(uniform(static_cast<unsigned>(value >> 32))) << 32 | uniform(static_cast<unsigned>(value));
 }
 
 // Below sm_90 there are no clusters: a launch with some fails, and one without sees a cluster of one block.

@@ -1,0 +1,314 @@
+/* Dropout on CUDA, forward and backward:
+ *
+ *     y = keep(u) ? x * scale + shift : dropped
+ *
+ * keep(u) compares word u % 4 of Philox block u / 4 with the threshold: regenerated from the index, never read. So it does
+ * not matter which thread has which elements. At 16 bits the integer pipes are the next limit behind memory: of the 320
+ * instructions for 16 elements (sm_90), 76 are Philox's products and 80 its exclusive ors; the round keys take none, for the
+ * seed is made uniform. */
+#include "cuda.h"
+#include "common/philox.h"
+#include "prim/divisor.cuh"
+
+namespace
+{
+
+enum {
+    THREADS = 256,
+    VECTORS = 2, /* that a thread loads before it needs one */
+    ELEMENTS_BLOCKS = 8, /* on a multiprocessor: all of its threads, each with 32 registers; */
+    MASK_BLOCKS = 6,     /* with 40 where there is a mask, */
+    FEATURES_BLOCKS = 4, /* and 64 for features */
+    MASK_UNITS = 8,  /* bits of a byte of the mask */
+    BLOCK_UNITS = 4, /* words of a Philox block */
+};
+
+/* What decides. */
+struct Decision {
+    uint64_t                    seed, offset;
+    dev::global<const uint64_t> seed_ptr, offset_ptr;
+    uint32_t                    last; /* the greatest word that keeps its unit, */
+    bool                        any;   /* if one does */
+};
+
+/* The seed and offset of this launch: a replayed graph finds new ones where the pointers point. */
+struct Stream {
+    uint64_t seed, offset;
+
+    explicit WF_ON_DEVICE Stream(const Decision &d)
+        : seed(dev::uniform(d.seed_ptr ? dev::load(d.seed_ptr, 0) : d.seed)),
+          offset(dev::uniform(d.offset + (d.offset_ptr ? dev::load(d.offset_ptr, 0) : 0)))
+    {
+    }
+    WF_ON_DEVICE void words(int64_t block, uint32_t (&word)[BLOCK_UNITS]) const
+    {
+        wf_philox4x32(seed, offset, (uint64_t)block, word);
+    }
+};
+
+WF_ON_DEVICE bool keeps(const Decision &d, uint32_t word)
+{
+    return word <= d.last && d.any;
+}
+
+template <class T> struct Dropout {
+    using X = T;
+    static constexpr int V = vec_of<T>;
+    static constexpr int STEP = THREADS * V, TILE = VECTORS * STEP; /* what a block of threads takes at a time */
+    dev::global<const T> x;
+    dev::global<T>       y;
+    dev::global<uint8_t> mask;
+    int64_t              count; /* elements */
+    real_of<T>           scale, shift, dropped; /* shift: -0 where there is none, which changes no number */
+    bool                 wide;
+    Decision             decision;
+    int64_t              line_size; /* features: elements of a channel of a sample (channels first), else channels */
+    Divisor              by_line, by_sample; /* a sample has hw lines, channels last */
+};
+
+/* The elements at, at + 1, ... of which `valid` are there. */
+template <class T>
+WF_ON_DEVICE void write_vector(const Dropout<T> &p, int64_t at, int valid, const dev::vec<T, vec_of<T>> &packed,
+                               const bool (&keep)[vec_of<T>])
+{
+    constexpr int V = vec_of<T>;
+    real_of<T>    x[V], y[V];
+    unpack(packed, x);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        const real_of<T> shifted = x[j] * p.scale + p.shift;
+        y[j] = keep[j] ? shifted : p.dropped;
+    }
+    store_reals<true>(p.y, at, valid, p.wide, y);
+}
+
+/* drop(at, valid, packed) for every vector of x. All threads of a block call it equally often, with valid = 0 past the end. */
+template <class T, class F> WF_ON_DEVICE void sweep(const Dropout<T> &p, F drop)
+{
+    using P = Dropout<T>;
+    constexpr int V = P::V;
+    for (int64_t tile = (int64_t)blockIdx.x * P::TILE; tile < p.count; tile += (int64_t)gridDim.x * P::TILE) {
+        const int64_t first = tile + threadIdx.x * V;
+        if (p.wide && p.count - tile >= P::TILE) {
+            dev::vec<T, V> packed[VECTORS];
+#pragma unroll
+            for (int k = 0; k < VECTORS; k++)
+                packed[k] = dev::load_vec_stream<V>(p.x, first + k * P::STEP);
+#pragma unroll
+            for (int k = 0; k < VECTORS; k++)
+                drop(first + k * P::STEP, V, packed[k]);
+        } else {
+#pragma unroll 1
+            for (int k = 0; k < VECTORS; k++) {
+                const int64_t at = first + k * P::STEP, left = p.count - at;
+                const int     valid = left > 0 ? (int)smallest<int64_t>(left, V) : 0;
+                drop(at, valid, load_packed<true, V>(p.x, at, valid, p.wide));
+            }
+        }
+    }
+}
+
+/* ---- a decision for each element --------------------------------------------------------------------------------- */
+
+/* Of V elements, `at` a multiple of V: V / 4 Philox blocks, or the half of one. */
+template <int V> WF_ON_DEVICE void decide(const Decision &d, const Stream &stream, int64_t at, bool (&keep)[V])
+{
+    uint32_t word[BLOCK_UNITS];
+    if constexpr (V < BLOCK_UNITS) {
+        stream.words(at / BLOCK_UNITS, word);
+        const bool upper = at % BLOCK_UNITS != 0;
+        keep[0] = keeps(d, upper ? word[2] : word[0]);
+        keep[1] = keeps(d, upper ? word[3] : word[1]);
+    } else {
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            if (j % BLOCK_UNITS == 0)
+                stream.words((at + j) / BLOCK_UNITS, word);
+            keep[j] = keeps(d, word[j % BLOCK_UNITS]);
+        }
+    }
+}
+
+/* A byte of the mask has the bits of 8 / V neighboring lanes, the first of which writes it. All lanes of a warp call. */
+template <int V>
+WF_ON_DEVICE void write_mask(dev::global<uint8_t> mask, int64_t at, int valid, const bool (&keep)[V])
+{
+    unsigned bits = 0;
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        bits |= (unsigned)(keep[j] && j < valid) << j;
+#pragma unroll
+    for (int n = V; n < MASK_UNITS; n *= 2)
+        bits |= __shfl_down_sync(0xffffffffu, bits, n / V) << n;
+    if (valid > 0 && at % MASK_UNITS == 0)
+        dev::store(mask, at / MASK_UNITS, (uint8_t)bits);
+}
+
+template <class T, bool MASK>
+__global__ void __launch_bounds__(THREADS, MASK ? MASK_BLOCKS : ELEMENTS_BLOCKS) dropout__elements(Dropout<T> p)
+{
+    const Stream stream(p.decision);
+    sweep(p, [&](int64_t at, int valid, const auto &packed) {
+        bool keep[vec_of<T>];
+        decide(p.decision, stream, at, keep);
+        write_vector(p, at, valid, packed, keep);
+        if (MASK)
+            write_mask(p.mask, at, valid, keep);
+    });
+}
+
+/* ---- a decision for each (sample, channel) ----------------------------------------------------------------------- */
+
+/* Bit i: unit 4 block + i is kept. */
+WF_ON_DEVICE unsigned decide_block(const Decision &d, const Stream &stream, int64_t block)
+{
+    uint32_t word[BLOCK_UNITS];
+    unsigned bits = 0;
+    stream.words(block, word);
+#pragma unroll
+    for (int i = 0; i < BLOCK_UNITS; i++)
+        bits |= (unsigned)keeps(d, word[i]) << i;
+    return bits;
+}
+
+/* Bit j: element at + j is kept. The vector is walked in runs: elements of one unit (channels first), or of consecutive
+ * units of one Philox block and one line (channels last). */
+template <class T, bool LAST> WF_ON_DEVICE unsigned decide_features(const Dropout<T> &p, const Stream &stream, int64_t at)
+{
+    constexpr int V = vec_of<T>;
+    unsigned      bits = 0;
+    int64_t       line = p.by_line.quotient(at), place = at - line * p.line_size; /* place: of the element in its line */
+#pragma unroll 1
+    for (int j = 0; j < V;) {
+        const int64_t  unit = LAST ? p.by_sample.quotient(line) * p.line_size + place : line;
+        const unsigned kept = decide_block(p.decision, stream, unit / BLOCK_UNITS) >> unit % BLOCK_UNITS;
+        const int      most = LAST ? smallest(V - j, BLOCK_UNITS - (int)(unit % BLOCK_UNITS)) : V - j;
+        const int      run = (int)smallest<int64_t>(most, p.line_size - place);
+        const unsigned ones = (1u << run) - 1;
+        bits |= (LAST ? kept & ones : kept & 1 ? ones : 0) << j;
+        j += run;
+        place += run;
+        if (place == p.line_size)
+            line++, place = 0;
+    }
+    return bits;
+}
+
+template <class T, bool LAST> WF_ON_DEVICE void drop_features(const Dropout<T> &p)
+{
+    constexpr int V = vec_of<T>;
+    const Stream  stream(p.decision);
+    sweep(p, [&](int64_t at, int valid, const auto &packed) {
+        const unsigned bits = decide_features<T, LAST>(p, stream, at);
+        bool           keep[V];
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            keep[j] = bits >> j & 1;
+        write_vector(p, at, valid, packed, keep);
+    });
+}
+
+template <class T> __global__ void __launch_bounds__(THREADS, FEATURES_BLOCKS) dropout__features_first(Dropout<T> p)
+{
+    drop_features<T, false>(p);
+}
+
+template <class T> __global__ void __launch_bounds__(THREADS, FEATURES_BLOCKS) dropout__features_last(Dropout<T> p)
+{
+    drop_features<T, true>(p);
+}
+
+struct Mask {
+    dev::global<uint8_t> mask;
+    int64_t              units;
+    Decision             decision;
+};
+
+/* A thread for each byte. */
+__global__ void __launch_bounds__(THREADS) dropout_mask__features(Mask p)
+{
+    const Stream stream(p.decision);
+    for (int64_t unit = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * MASK_UNITS; unit < p.units;
+         unit += (int64_t)gridDim.x * THREADS * MASK_UNITS) {
+        const int64_t  block = unit / BLOCK_UNITS, valid = smallest<int64_t>(p.units - unit, MASK_UNITS);
+        const unsigned low = decide_block(p.decision, stream, block), high = decide_block(p.decision, stream, block + 1);
+        dev::store(p.mask, unit / MASK_UNITS, (uint8_t)((low | high << BLOCK_UNITS) & ((1u << valid) - 1)));
+    }
+}
+
+/* ---- the variants ------------------------------------------------------------------------------------------------ */
+
+using Problem = struct dropout;
+
+Decision decision_of(const Problem &p)
+{
+    return {p.seed, p.offset, buffer<const uint64_t>(p.seed_ptr), buffer<const uint64_t>(p.offset_ptr),
+            (uint32_t)(p.threshold - 1), p.threshold > 0};
+}
+
+/* f(params, grid) with everything but what a variant adds; not for an empty tensor. */
+template <class F> void with_params(const Problem &p, F f)
+{
+    with_dtypes((Element)p.x_dtype, (Element)p.x_dtype, [&](auto x, auto) {
+        using T = decltype(x);
+        using R = real_of<T>;
+        Dropout<T> q = {};
+        q.x = buffer<const T>(p.x), q.y = buffer<T>(p.y);
+        q.count = p.n * p.c * p.hw;
+        q.scale = (R)p.scale, q.shift = p.shifted ? (R)p.shift : (R)-0.0, q.dropped = (R)p.dropped;
+        q.wide = row_is_wide<vec_of<T>>(q.x, 1, 0) && row_is_wide<vec_of<T>>(q.y, 1, 0);
+        q.decision = decision_of(p);
+        if (q.count > 0)
+            f(q, dim3(grid_for(ceil_div(q.count, Dropout<T>::TILE))));
+    });
+}
+
+size_t no_workspace(const Problem &) { return 0; }
+
+/* Elements are units, whatever the layout, where there is one to a feature. */
+bool elements_take(const Problem &p)
+{
+    return !p.features || p.hw == 1;
+}
+
+void elements_launch(const Problem &p, Run &run)
+{
+    with_params(p, [&](auto q, dim3 grid) {
+        q.mask = buffer<uint8_t>(p.mask);
+        using T = typename decltype(q)::X;
+        if (p.mask || run.load_only)
+            start(run, {grid, dim3(THREADS)}, dropout__elements<T, true>, q);
+        if (!p.mask || run.load_only)
+            start(run, {grid, dim3(THREADS)}, dropout__elements<T, false>, q);
+    });
+}
+
+template <wf_layout LAYOUT> bool features_take(const Problem &p)
+{
+    return p.features && p.layout == LAYOUT;
+}
+
+template <wf_layout LAYOUT> void features_launch(const Problem &p, Run &run)
+{
+    const int64_t units = p.n * p.c;
+    if (units > 0 && (p.mask || run.load_only)) {
+        const unsigned grid = grid_for(ceil_div(units, THREADS * MASK_UNITS));
+        start(run, {dim3(grid), dim3(THREADS)}, dropout_mask__features, Mask{buffer<uint8_t>(p.mask), units, decision_of(p)});
+    }
+    with_params(p, [&](auto q, dim3 grid) {
+        using T = typename decltype(q)::X;
+        q.line_size = LAYOUT == WF_NCHW ? p.hw : p.c;
+        q.by_line = Divisor(q.line_size);
+        q.by_sample = Divisor(p.hw);
+        start(run, {grid, dim3(THREADS)}, LAYOUT == WF_NCHW ? dropout__features_first<T> : dropout__features_last<T>, q);
+    });
+}
+
+} // namespace
+
+const Variant<dropout> dropout_variants[] = {
+    {"elements", 0, elements_take, no_workspace, elements_launch},
+    {"features_channels_first", 0, features_take<WF_NCHW>, no_workspace, features_launch<WF_NCHW>},
+    {"features_channels_last", 0, features_take<WF_NHWC>, no_workspace, features_launch<WF_NHWC>},
+    {},
+};
