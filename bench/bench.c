@@ -243,10 +243,12 @@ static int usage(const char *error)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        { "backend", 1, 0, 'b' }, { "threads", 1, 0, 't' }, { "variant", 1, 0, 'v' }, { "with", 1, 0, 'w' }, { "op", 1, 0, 'o' },
-        { "cold", 0, 0, 'C' }, { "warm", 0, 0, 'W' }, { "peers", 0, 0, 'p' }, { "min-time", 1, 0, 'm' }, { "quick", 0, 0, 'q' },
-        { "json", 1, 0, 'j' }, { "csv", 1, 0, 'c' }, { "md", 0, 0, 'M' }, { "explain", 0, 0, 'e' }, { "list", 0, 0, 'l' },
-        { "svg", 1, 0, 'g' }, { "compare", 1, 0, 'B' }, { "suite", 1, 0, 's' }, { "case", 1, 0, 'k' }, { "self-test", 0, 0, 'T' }, { "help", 0, 0, 'h' }, { 0 }
+        { "backend", 1, 0, 'b' }, { "threads", 1, 0, 't' },  { "variant", 1, 0, 'v' }, { "with", 1, 0, 'w' },
+        { "op", 1, 0, 'o' },      { "cold", 0, 0, 'C' },     { "warm", 0, 0, 'W' },    { "peers", 0, 0, 'p' },
+        { "quick", 0, 0, 'q' },   { "min-time", 1, 0, 'm' }, { "json", 1, 0, 'j' },    { "csv", 1, 0, 'c' },
+        { "md", 0, 0, 'M' },      { "svg", 1, 0, 'g' },      { "compare", 1, 0, 'B' }, { "explain", 0, 0, 'e' },
+        { "list", 0, 0, 'l' },    { "suite", 1, 0, 's' },    { "case", 1, 0, 'k' },    { "self-test", 0, 0, 'T' },
+        { "help", 0, 0, 'h' },    { 0 }
     };
     Options o = { .threads = (int)sysconf(_SC_NPROCESSORS_ONLN), .cold = true, .min_time = 0.2 };
     Rows rows = { 0 };

@@ -57,6 +57,7 @@ void        plan_fill(Plan *, char *slab); /* random inputs, a backward pass's s
 void        plan_free(Plan *);
 wf_status   plan_call(const Plan *, char *slab, struct CUstream_st *); /* the library's call on a set in its memory */
 wf_dropout  plan_dropout(const Case *);
+bool        plan_is_plain(const Plan *); /* no strides, no flags, not in place: what peers can do */
 void       *plan_tensor(const Plan *, const char *slab, Tensor); /* NULL: not given */
 
 /* ---- reference.c ---- */

@@ -12,8 +12,8 @@
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 }; /* CBLAS's own */
 
-static void (*sgemv)(int order, int trans, int m, int n, float alpha, const float *a, int lda, const float *x, int incx, float beta,
-                     float *y, int incy);
+static void (*sgemv)(int order, int trans, int m, int n, float alpha, const float *a, int lda, const float *x, int incx,
+                     float beta, float *y, int incy);
 static void (*sger)(int order, int m, int n, float alpha, const float *x, int incx, const float *y, int incy, float *a, int lda);
 static void (*scopy)(int n, const float *x, int incx, float *y, int incy);
 static void (*set_threads)(int threads); /* OpenBLAS has it */
@@ -177,9 +177,9 @@ static void *composed_prepare(const Plan *p, double *bytes)
     const Case *c = p->c;
     const Norm norm = op_norm(c->op);
     const bool by_column = norm == LAYERNORM || norm == RMSNORM;
-    if (norm == DROPOUT || c->x != WF_F32 || c->w != WF_F32 || c->flags || c->x_stride || c->y_stride || c->dx_stride ||
-        c->dy_stride || c->inplace || c->running || p->frozen || c->weight_offset != 0 || p->count > INT32_MAX ||
-        (!by_column && (!p->channel_is_run || (!p->by_channel && p->groups != p->channels))) ||
+    if (norm == DROPOUT || c->x != WF_F32 || c->w != WF_F32 || !plan_is_plain(p) || p->frozen || c->weight_offset != 0)
+        return NULL;
+    if (p->count > INT32_MAX || (!by_column && (!p->channel_is_run || (!p->by_channel && p->groups != p->channels))) ||
         (op_is_backward(c->op) && !p->t[T_DX].given))
         return NULL;
     if (set_threads)

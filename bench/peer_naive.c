@@ -124,8 +124,7 @@ static const char *naive_open(void) { return "C, gcc -O2, one thread"; }
 static void *naive_prepare(const Plan *p, double *bytes)
 {
     const Case *c = p->c;
-    if (c->x != WF_F32 || c->w != WF_F32 || c->flags || c->kind || c->x_stride || c->y_stride || c->dx_stride ||
-        c->dy_stride || c->inplace || c->running)
+    if (c->x != WF_F32 || c->w != WF_F32 || c->kind || !plan_is_plain(p))
         return NULL;
     Naive *s = malloc(sizeof *s);
     const bool rows = p->runs == 1 && !p->channel_is_run;

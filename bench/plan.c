@@ -127,6 +127,12 @@ const char *plan_make(Plan *p, const Case *c)
     return NULL;
 }
 
+bool plan_is_plain(const Plan *p)
+{
+    const Case *c = p->c;
+    return !c->flags && !c->x_stride && !c->y_stride && !c->dx_stride && !c->dy_stride && !c->inplace;
+}
+
 void plan_free(Plan *p)
 {
     free(p->mean);

@@ -345,8 +345,10 @@ static void judge_backward(Job *job)
         job->mean_g[i] /= (Real)p->per_slot, job->mean_gx[i] /= (Real)p->per_slot;
         job->abs_g[i] /= (double)p->per_slot, job->abs_gx[i] /= (double)p->per_slot;
     }
-    judge_parameters(job, T_DGAMMA, "dgamma", 0);
-    judge_parameters(job, T_DBETA, "dbeta", 1);
+    if (!job->peer || p->c->w == WF_F32) { /* oneDNN has no others */
+        judge_parameters(job, T_DGAMMA, "dgamma", 0);
+        judge_parameters(job, T_DBETA, "dbeta", 1);
+    }
     if (p->t[T_DX].given)
         each_sample(job, judge_dx);
     free(job->mean_g), free(job->mean_gx), free(job->abs_g), free(job->abs_gx);

@@ -17,8 +17,8 @@ static void begin(FILE *file, int width, int height, const char *title)
     fprintf(file, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" "
             "font-family=\"system-ui, sans-serif\" font-size=\"11\">\n"
             "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
-            "<text x=\"16\" y=\"24\" font-size=\"15\" font-weight=\"600\" fill=\"#222\">%s</text>\n", width, height, width, height,
-            title);
+            "<text x=\"16\" y=\"24\" font-size=\"15\" font-weight=\"600\" fill=\"#222\">%s</text>\n", width, height,
+            width, height, title);
 }
 
 static void text(FILE *file, double x, double y, const char *anchor, const char *fill, const char *what)
