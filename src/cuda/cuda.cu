@@ -96,7 +96,6 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
 
 #define WITHOUT_KERNELS(problem) const Variant<struct problem> problem##_variants[] = {{}};
 WITHOUT_KERNELS(channelnorm_forward)
-WITHOUT_KERNELS(channelnorm_backward)
 
 template <class Problem> static const char *variant_name(const Variant<Problem> *variants, int i)
 {

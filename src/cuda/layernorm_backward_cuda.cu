@@ -5,8 +5,7 @@
  * A block takes a run of rows. While it writes their dx, it adds up what they give to dgamma and dbeta, in registers, and
  * leaves one partial row of each; a second kernel adds the partial rows in a fixed order. How many rows make a run depends on
  * the shape alone. Rows that fit neither a block nor a cluster are cut into segments, and x and dy read twice. */
-#include "cuda.h"
-#include "prim/reduce.cuh"
+#include "parameters.cuh"
 
 namespace
 {
@@ -17,8 +16,6 @@ enum {
     SLOTS = 3,          /* rows of a group that are on their way or in work */
     PARTIAL_ROWS = 512, /* wanted, at most: enough blocks for every device */
     RUN_MAX = 32,       /* rows that a thread adds up in sequence: the roundings of more would show */
-    FINISH_COLS = 32,
-    FINISH_ROWS = 16,
 };
 
 template <class T, class W> struct Backward {
@@ -383,37 +380,11 @@ template <class T, class W> __global__ void __launch_bounds__(WIDE, 2) layernorm
 
 /* ---- partial rows to dgamma and dbeta ---------------------------------------------------------------------------- */
 
-template <class R, class W> struct Finish {
-    dev::global<const R> partial; /* [runs, 2, cols] */
-    dev::global<W> dgamma, dbeta;
-    int64_t runs, cols;
-    bool accumulate;
-};
-
-/* FINISH_COLS columns a block: thread (r, c) adds up rows r, r + FINISH_ROWS, ..., then one thread a column the results. */
 template <class R, class W>
-__global__ void __launch_bounds__(FINISH_COLS *FINISH_ROWS) layernorm_backward_parameters__finish(Finish<R, W> p)
+__global__ void __launch_bounds__(FINISH_THREADS) layernorm_backward_parameters__finish(Finish<R, W> p)
 {
-    WF_SHARED(R, sums, FINISH_COLS * FINISH_ROWS);
-    const int r = threadIdx.x / FINISH_COLS, c = threadIdx.x % FINISH_COLS;
-    const int64_t at = (int64_t)blockIdx.x * FINISH_COLS + c;
-    LongSum<R> sum;
-    if (at < 2 * p.cols)
-#pragma unroll 4
-        for (int64_t i = r; i < p.runs; i += FINISH_ROWS)
-            sum.add(dev::load_stream(p.partial, i * 2 * p.cols + at));
-    sums[threadIdx.x] = sum.value();
-    __syncthreads();
-    const auto out = at < p.cols ? p.dgamma : p.dbeta;
-    if (r > 0 || at >= 2 * p.cols || !out)
-        return;
-    R all[FINISH_ROWS];
-#pragma unroll
-    for (int i = 0; i < FINISH_ROWS; i++)
-        all[i] = sums[i * FINISH_COLS + c];
-    const int64_t col = at < p.cols ? at : at - p.cols;
-    const R total = tree_sum(all);
-    dev::store(out, col, down<W>(p.accumulate ? up(dev::load(out, col)) + total : total));
+    WF_SHARED(R, sums, FINISH_SHARED);
+    finish_columns(p, blockIdx.x, sums, [](int64_t, R) {});
 }
 
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
@@ -469,7 +440,7 @@ template <class F> void with_params(const Problem &p, Run &run, const Runs &runs
         const Finish<R, W> finish = {
             buffer<const R>(run.workspace), buffer<W>(p.dgamma), buffer<W>(p.dbeta), runs.count, p.cols, p.accumulate};
         if (parameters)
-            start(run, {dim3((unsigned)ceil_div(2 * p.cols, FINISH_COLS)), dim3(FINISH_COLS * FINISH_ROWS)},
+            start(run, {dim3((unsigned)finish_blocks(p.cols)), dim3(FINISH_THREADS)},
                   layernorm_backward_parameters__finish<R, W>, finish);
     });
 }

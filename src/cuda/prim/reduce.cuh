@@ -96,6 +96,13 @@ template <int LANES, class S, class Op> WF_ON_DEVICE S lanes_reduce(S value, Op 
 }
 template <int LANES, class R> WF_ON_DEVICE R lanes_sum(R value) { return lanes_reduce<LANES>(value, Sum()); }
 template <int LANES, class R> WF_ON_DEVICE pair<R> lanes_sums(pair<R> s) { return lanes_reduce<LANES>(s, Sum()); }
+// lanes: a power of two up to 32, known when the kernel runs.
+template <class R> WF_ON_DEVICE pair<R> lanes_sums(pair<R> s, int lanes)
+{
+    for (int step = 1; step < lanes; step *= 2)
+        s = Sum()(s, of_lane_across(s, step));
+    return s;
+}
 
 // x[0] + ... + x[N - 1], pairs first. N is a power of two.
 template <int N, class R> WF_ON_DEVICE R tree_sum(R (&x)[N])

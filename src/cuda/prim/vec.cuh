@@ -10,6 +10,7 @@
 // | load_packed<Stream>(h, at, ...) | any       | the vector's elements at, at + 1, ...; 0 in place of those not valid    |
 // | unpack(packed, reals)           | any       | up() of every element                                                   |
 // | load_reals(h, at, ...)          | any       | both, for N elements of any dtype: N real values                        |
+// | store_packed<Stream>(h, at, ...)| any       | the valid elements of the vector                                        |
 // | store_reals<Stream>(h, at, ...) | any       | down() of the valid ones, at, at + 1, ...                               |
 // | ceil_div, smallest              | host too  | integers                                                                |
 //
@@ -104,6 +105,26 @@ WF_ON_DEVICE void load_reals(dev::global<T> h, int64_t at, int valid, bool wide,
 }
 
 template <bool Stream, int N, class T>
+WF_ON_DEVICE void store_packed(dev::global<T> h, int64_t at, int valid, bool wide, const dev::vec<T, N> &packed)
+{
+    if (wide && valid == N) {
+        if (Stream)
+            dev::store_vec_stream<N>(h, at, packed);
+        else
+            dev::store_vec<N>(h, at, packed);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        if (j < valid) {
+            if (Stream)
+                dev::store_stream(h, at + j, packed.v[j]);
+            else
+                dev::store(h, at + j, packed.v[j]);
+        }
+}
+
+template <bool Stream, int N, class T>
 WF_ON_DEVICE void store_reals(dev::global<T> h, int64_t at, int valid, bool wide, const real_of<T> (&reals)[N])
 {
     constexpr int n = N < vec_of<T> ? N : vec_of<T>;
@@ -113,20 +134,6 @@ WF_ON_DEVICE void store_reals(dev::global<T> h, int64_t at, int valid, bool wide
 #pragma unroll
         for (int j = 0; j < n; j++)
             packed.v[j] = down<T>(reals[i + j]);
-        if (wide && valid >= i + n) {
-            if (Stream)
-                dev::store_vec_stream<n>(h, at + i, packed);
-            else
-                dev::store_vec<n>(h, at + i, packed);
-            continue;
-        }
-#pragma unroll
-        for (int j = 0; j < n; j++)
-            if (i + j < valid) {
-                if (Stream)
-                    dev::store_stream(h, at + i + j, packed.v[j]);
-                else
-                    dev::store(h, at + i + j, packed.v[j]);
-            }
+        store_packed<Stream>(h, at + i, valid_in(i, valid, n), wide, packed);
     }
 }

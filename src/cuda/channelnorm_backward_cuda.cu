@@ -1,0 +1,210 @@
+/* GroupNorm, InstanceNorm and BatchNorm backward on CUDA: sums, what becomes of them, and the variants. The sums of parts of
+ * every channel of every sample come first, then in one launch the averages of the sets and the parameters' gradients, which
+ * are sums of those, then dx. */
+#include "channels_first_backward.cuh"
+#include "channels_last_backward.cuh"
+
+namespace
+{
+
+/* ---- sums to averages, dgamma and dbeta -------------------------------------------------------------------------- */
+
+template <class R, class W> struct Combine {
+    Finish<R, W>         finish;
+    dev::global<const W> gamma;
+    dev::global<R>       averages; /* [2, sets]; none where statistics are constants */
+    int64_t              sets, groups, group_channels, rows; /* of sums of a sample */
+    R                    count;
+    bool                 across_batch;
+    int64_t              finish_blocks;      /* the first of them; then those for sets of a sample */
+    int                  lanes;              /* that share a set: a power of two up to 32, or all threads */
+    int64_t              lanes_down;         /* whole rows in so many sums, */
+    int64_t              lanes_across;       /* and what is left of them */
+    Divisor              by_group_channels, by_groups;
+};
+
+/* Which of a set's sums go to which thread depends on the set's shape alone. */
+template <class R, class W>
+WF_ON_DEVICE void average_sets(const Combine<R, W> &p, int64_t block, int64_t blocks, dev::shared<pair<R>> scratch)
+{
+    constexpr int SET_WARPS = FINISH_THREADS / 32;
+    const int     lane = threadIdx.x % p.lanes, at_once = FINISH_THREADS / p.lanes;
+    int64_t       round = 0;
+    for (int64_t base = block * at_once; base < p.sets; base += blocks * at_once, round++) {
+        const int64_t set = base + threadIdx.x / p.lanes, sample = p.by_groups.quotient(set);
+        const int64_t first = (set - sample * p.groups) * p.group_channels;
+        LongSum<R>    gx, g;
+        if (set < p.sets) {
+            int64_t row = p.by_group_channels.quotient((int64_t)lane), channel = lane - row * p.group_channels;
+#pragma unroll 4
+            for (; row < p.rows; row += p.lanes_down) {
+                const int64_t at = (sample * p.rows + row) * 2 * p.finish.cols + first + channel;
+                const R       gamma = p.gamma ? up(dev::load(p.gamma, first + channel)) : R(1);
+                gx.add(gamma * dev::load(p.finish.partial, at));
+                g.add(gamma * dev::load(p.finish.partial, at + p.finish.cols));
+                channel += p.lanes_across;
+                if (channel >= p.group_channels) {
+                    channel -= p.group_channels;
+                    row++;
+                }
+            }
+        }
+        pair<R> sum = {g.value(), gx.value()};
+        sum = p.lanes <= 32 ? lanes_sums(sum, p.lanes) : row_sums<SET_WARPS>(sum, scratch + round % 2 * SET_WARPS, false);
+        if (set < p.sets && lane == 0) {
+            dev::store(p.averages, set, sum.gx / p.count);
+            dev::store(p.averages, p.sets + set, sum.g / p.count);
+        }
+    }
+}
+
+template <class R, class W>
+__global__ void __launch_bounds__(FINISH_THREADS) channelnorm_backward__combine(Combine<R, W> p)
+{
+    WF_SHARED(R, sums, FINISH_SHARED);
+    WF_SHARED(pair<R>, scratch, 2 * FINISH_THREADS / 32);
+    if (blockIdx.x >= p.finish_blocks) {
+        average_sets(p, blockIdx.x - p.finish_blocks, gridDim.x - p.finish_blocks, scratch);
+        return;
+    }
+    finish_columns(p.finish, blockIdx.x, sums, [&](int64_t i, R sum) {
+        if (!p.averages || !p.across_batch)
+            return;
+        const int64_t channel = i < p.finish.cols ? i : i - p.finish.cols;
+        const R       gamma = p.gamma ? up(dev::load(p.gamma, channel)) : R(1);
+        dev::store(p.averages, i, gamma * sum / p.count);
+    });
+}
+
+/* ---- the variants ------------------------------------------------------------------------------------------------ */
+
+using Problem = struct channelnorm_backward;
+
+/* With one value per channel and sample a channel is a column. */
+Geometry geometry(const Problem &p)
+{
+    return geometry_of(p.shape, WF_NHWC);
+}
+
+bool wants_parameters(const Problem &p)
+{
+    return p.dgamma || p.dbeta;
+}
+
+/* f(b, w): what every kernel is given, for these dtypes; the workspace is not in it yet. */
+template <class F> void with_params(const Problem &p, const Geometry &g, F f)
+{
+    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.w_dtype, [&](auto x, auto w) {
+        using T = decltype(x);
+        using W = decltype(w);
+        using R = real_of<T>;
+        constexpr int V = vec_of<T>;
+        const bool    needs_x = p.dgamma || (p.dx && !p.frozen);
+        const int64_t samples = g.last && !g.across_batch ? g.n : 1, sample = g.c * g.hw;
+        Backward<T>   b = {};
+        b.dy = buffer<const T>(p.dy), b.x = buffer<const T>(needs_x ? p.x : nullptr), b.dx = buffer<T>(p.dx);
+        if constexpr (std::is_same<T, W>::value)
+            b.gamma.same = buffer<const T>(p.gamma);
+        else
+            b.gamma.real = buffer<const R>(p.gamma);
+        b.mean = buffer<const R>(p.mean), b.mean_lo = buffer<const R>(p.mean_lo), b.rstd = buffer<const R>(p.rstd);
+        b.n = g.n, b.c = g.c, b.hw = g.hw, b.groups = g.groups, b.sets = g.sets;
+        b.by_c = Divisor(g.c), b.by_group_channels = Divisor(g.group_channels);
+        b.across_batch = g.across_batch, b.frozen = p.frozen;
+        b.dy_wide = row_is_wide<V>(b.dy, samples, sample), b.x_wide = row_is_wide<V>(b.x, samples, sample);
+        b.dx_wide = row_is_wide<V>(b.dx, samples, sample);
+        f(b, w);
+    });
+}
+
+/* Rows of the sums of a sample, or across the batch of all. */
+template <class T> int64_t sums_rows(const Backward<T> &b, bool last)
+{
+    if (!last)
+        return ceil_div(b.hw, segment_for<T>(b.hw));
+    const Last<T> q = last_sums_of(b);
+    return q.chunks * q.fold;
+}
+
+template <class T> int64_t sums_samples(const Backward<T> &b, bool last)
+{
+    return last && b.across_batch ? 1 : b.n;
+}
+
+template <class R, class W>
+void combine(const Problem &p, const Geometry &g, dev::global<R> sums, dev::global<R> averages, int64_t samples, int64_t rows,
+             Run &run)
+{
+    const bool    average_apart = averages && !g.across_batch;
+    Combine<R, W> q = {};
+    q.finish = {sums, buffer<W>(p.dgamma), buffer<W>(p.dbeta), samples * rows, g.c, p.accumulate};
+    q.gamma = buffer<const W>(p.gamma);
+    q.averages = averages;
+    q.sets = g.sets, q.groups = g.groups, q.group_channels = g.group_channels, q.rows = rows;
+    q.count = (R)g.count;
+    q.across_batch = g.across_batch;
+    q.finish_blocks = wants_parameters(p) || !average_apart ? finish_blocks(g.c) : 0;
+    q.lanes = 1;
+    while (q.lanes < 32 && q.lanes * 4 < rows * g.group_channels)
+        q.lanes *= 2;
+    if (rows * g.group_channels > 32 * 16)
+        q.lanes = FINISH_THREADS;
+    q.lanes_down = q.lanes / g.group_channels, q.lanes_across = q.lanes % g.group_channels;
+    q.by_group_channels = Divisor(g.group_channels), q.by_groups = Divisor(g.groups);
+    const unsigned set_blocks = average_apart ? grid_for(ceil_div(g.sets, FINISH_THREADS / q.lanes)) : 0;
+    start(run, {dim3((unsigned)q.finish_blocks + set_blocks), dim3(FINISH_THREADS)}, channelnorm_backward__combine<R, W>, q);
+}
+
+template <bool LAST> bool takes(const Problem &p)
+{
+    return geometry(p).last == LAST;
+}
+
+template <bool LAST> size_t workspace(const Problem &p)
+{
+    const Geometry g = geometry(p);
+    int64_t        reals = 0;
+    if (g.count > 0 && g.sets > 0)
+        with_params(p, g, [&](auto b, auto) { reals = 2 * (sums_samples(b, LAST) * sums_rows(b, LAST) * g.c + g.sets); });
+    return (size_t)reals * wf_dtype_size(wf_statistics_dtype(p.shape.x_dtype));
+}
+
+/* Three launches; one for dx alone where statistics are constants, and one for the parameters' gradients of no elements. */
+template <bool LAST> void launch(const Problem &p, Run &run)
+{
+    const Geometry g = geometry(p);
+    with_params(p, g, [&](auto b, auto w) {
+        using T = typename decltype(b)::X;
+        using W = decltype(w);
+        using R = real_of<T>;
+        const bool    empty = g.count == 0 || g.sets == 0, dx = p.dx || run.load_only, averaged = dx && !p.frozen;
+        const bool    parameters = wants_parameters(p) || run.load_only;
+        const int64_t rows = empty ? 0 : sums_rows(b, LAST), samples = sums_samples(b, LAST);
+        b.sums = buffer<R>(run.workspace);
+        const dev::global<R> averages = b.sums + samples * rows * 2 * g.c;
+        b.averages = averages;
+        if (!empty && (averaged || parameters)) {
+            if constexpr (LAST)
+                last_sums(b, run);
+            else
+                first_sums(b, run);
+        }
+        if (g.c > 0 && ((averaged && !empty) || parameters))
+            combine<R, W>(p, g, b.sums, averaged && !empty ? averages : dev::global<R>(), samples, rows, run);
+        if (!empty && dx) {
+            if constexpr (LAST)
+                last_dx(b, run);
+            else
+                first_dx(b, run);
+        }
+    });
+}
+
+} // namespace
+
+/* What a sample's dx is made of depends on its shape alone: the same bits in every batch. */
+const Variant<channelnorm_backward> channelnorm_backward_variants[] = {
+    {"channels_first_two_reads", 0, takes<false>, workspace<false>, launch<false>},
+    {"channels_last_two_reads", 0, takes<true>, workspace<true>, launch<true>},
+    {},
+};
