@@ -108,7 +108,8 @@ static const char *try_peer(const Timer *timer, const Plan *p, const Peer *peer,
 /* The library's result on set 0 is judged, then all contestants are timed. */
 static void time_row(Result *r, Plan *p, const Options *o, const Peer *const peers[], char *before, char *after)
 {
-    Timer timer = { .backend = p->c->backend, .cold = o->cold, .min_time = o->min_time };
+    Timer timer = { .backend = p->c->backend, .cold = o->cold, .threads = o->threads,
+                    .min_time = o->min_time };
     plan_fill(p, before);
     if (!make_sets(&timer, p, before)) {
         fail(r, FAILED, "not enough memory");

@@ -94,6 +94,7 @@ typedef struct Contestant {
 typedef struct Timer {
     wf_backend backend;
     bool       cold;
+    int        threads;
     double     min_time;
     size_t     slab_size;
     char     **slab; /* [sets], on the back-end */

@@ -237,7 +237,7 @@ static void *onednn_prepare(const Plan *p, double *bytes)
         add(net, backward ? DIFF_SHIFT : SHIFT, &vector, backward ? T_DBETA : T_BETA, 0, NULL);
     if (affine && backward)
         add(net, DIFF_SCALE, &vector, T_DGAMMA, 0, NULL);
-    if (affine && backward && dnnl.version == 2) /* asked for, not used */
+    if (affine && backward && (dnnl.version == 2 || norm == LAYERNORM)) /* asked for, not used */
         add(net, SHIFT, &vector, T_GAMMA, 0, NULL);
     bool whole = made;
     for (int i = 0; i < net->args; i++)

@@ -13,6 +13,7 @@
 
 enum { LEAST_SAMPLES = 7, MOST_SAMPLES = 400, MOST_CALLS = 2048 };
 static const double GRAPH_TIME = 300e-6, BURST_TIME = 20e-6; /* of a sample, at least */
+static const double SPIN_TIME = 3e-3;
 
 double now(void)
 {
@@ -74,8 +75,8 @@ static void flush(const char *at, size_t size)
 static bool burst(const Timer *timer, const Contestant *who, bool others, int calls, double *seconds)
 {
     bool ok = true;
-    if (others)
-        nanosleep(&(struct timespec){ .tv_nsec = 3000000 }, NULL);
+    for (const double until = now() + SPIN_TIME; others && now() < until;) /* asleep, this thread's caches would cool, too */
+        continue;
     if (timer->cold)
         flush(timer->slab[0], timer->slab_size);
     else
@@ -129,6 +130,7 @@ const char *time_all(const Timer *timer, Contestant *who, int count)
     GpuGraph *graph[1 + MAX_PEERS] = { NULL };
     int calls[1 + MAX_PEERS], samples = 0;
     double spent = 0;
+    const bool others = count > 1 && timer->threads > 1;
     const char *error = NULL;
     for (int i = 0; i < count && !error; i++) {
         calls[i] = 1;
@@ -138,7 +140,7 @@ const char *time_all(const Timer *timer, Contestant *who, int count)
         }
         double each = 0;
         for (int k = 0; k < 2 && !error; k++) /* the first call is the threads' and the pages' */
-            error = burst(timer, &who[i], count > 1, 1, &each) ? NULL : "the call failed";
+            error = burst(timer, &who[i], others, 1, &each) ? NULL : "the call failed";
         while (!timer->cold && calls[i] * each < BURST_TIME && calls[i] < MOST_CALLS)
             calls[i] *= 2;
     }
@@ -149,7 +151,7 @@ const char *time_all(const Timer *timer, Contestant *who, int count)
             double s;
             if (graph[i])
                 s = gpu_replay(graph[i]) / calls[i];
-            else if (!burst(timer, &who[i], count > 1, calls[i], &s))
+            else if (!burst(timer, &who[i], others, calls[i], &s))
                 error = "the call failed";
             seconds[i][samples] = s;
             spent += round < 0 ? 0 : s * calls[i];
