@@ -11,8 +11,9 @@ namespace
 {
 
 enum {
-    WIDE = 512, /* threads of a block that shares a row, or a slice or segment of it */
+    WIDE = 512, /* threads of a block that shares a row, or a segment of it */
     CLUSTER_MAX = 8,
+    CLUSTER_BLOCK = 256, /* threads: two blocks on a multiprocessor, so that one works while the other's cluster meets */
     SLOTS = 3,          /* rows of a group that are on their way or in work */
     PARTIAL_ROWS = 512, /* wanted, at most: enough blocks for every device */
     RUN_MAX = 32,       /* rows that a thread adds up in sequence: the roundings of more would show */
@@ -367,9 +368,13 @@ template <class T, class W> __global__ void __launch_bounds__(WIDE, 2) layernorm
     R gamma[1][V];
     columns.load_gamma(p, gamma);
     Gradients<T, WIDE, 1> gradients;
-    for (int64_t row = part * p.run; row < smallest(p.rows, (part + 1) * p.run); row++) {
-        const auto held = load_segment(p, columns, row);
+    const int64_t         end = smallest(p.rows, (part + 1) * p.run);
+    auto                  next = load_segment(p, columns, part * p.run);
+    for (int64_t row = part * p.run; row < end; row++) {
+        const auto held = next;
         const auto s = stats_at(p, row);
+        if (row + 1 < end)
+            next = load_segment(p, columns, row + 1);
         if (p.dx)
             columns.write(p, row, held, s, gamma, {dev::load(p.avg, row * 2), dev::load(p.avg, row * 2 + 1)});
         gradients.add(held, s);
@@ -466,18 +471,20 @@ template <int G, int VECTORS> void registers_launch(const Problem &p, Run &run)
     });
 }
 
+enum { CLUSTER_SLICE = 2 * 16 * CLUSTER_BLOCK }; /* bytes of x in a block */
+
 /* Blocks that share a row. */
 int64_t cluster_for(const Problem &p)
 {
     int64_t size = 1;
-    while (size < CLUSTER_MAX && row_size(p) > size * 2 * VECTORS_SIZE)
+    while (size < CLUSTER_MAX && row_size(p) > size * CLUSTER_SLICE)
         size *= 2;
     return size;
 }
 
 bool cluster_takes(const Problem &p)
 {
-    return row_size(p) > 2 * VECTORS_SIZE && row_size(p) <= 2 * VECTORS_SIZE * CLUSTER_MAX;
+    return row_size(p) > CLUSTER_SLICE && row_size(p) <= CLUSTER_SLICE * CLUSTER_MAX;
 }
 
 size_t cluster_workspace(const Problem &p) { return partial_workspace(p, runs_for(p, 1, cluster_for(p))); }
@@ -490,8 +497,9 @@ void cluster_launch(const Problem &p, Run &run)
         using T = typename decltype(q)::X;
         using W = typename decltype(q)::Weight;
         q.slice = ceil_div(ceil_div(p.cols, vec_of<T>), cluster) * vec_of<T>;
-        start(run, {dim3((unsigned)runs.count * cluster), dim3(WIDE), Ring<T, W, WIDE, 2>::size(), nullptr, cluster},
-              layernorm_backward_dx__row_in_registers<T, W, WIDE, 2>, q);
+        start(run,
+              {dim3((unsigned)runs.count * cluster), dim3(CLUSTER_BLOCK), Ring<T, W, CLUSTER_BLOCK, 2>::size(), nullptr, cluster},
+              layernorm_backward_dx__row_in_registers<T, W, CLUSTER_BLOCK, 2>, q);
     });
 }
 

@@ -9,6 +9,7 @@
 // | recast<U>(s)                          | any                   | the same shared memory as U                               |
 // | load(h, i), load_vec<N>(h, i)         | any                   | element i; elements i .. i + N - 1, h + i aligned for N   |
 // | load_stream, load_vec_stream<N>       | any                   | the same, for data that is read once                      |
+// | load_words<N, Stream>(h, i)           | any                   | as load_vec, as 32-bit words                              |
 // | store, store_vec and _stream twins    | any                   | likewise                                                  |
 // | atomic_add(h, i, v)                   | any                   | relaxed; the old value. int and unsigned alone            |
 // | cp_async16(s, h, i)                   | any                   | 16 bytes from h + i to s, both 16-byte aligned            |
@@ -256,6 +257,13 @@ template <int N, class T> WF_ON_DEVICE vec<typename global<T>::element, N> load_
 template <int N, class T> WF_ON_DEVICE vec<typename global<T>::element, N> load_vec_stream(global<T> h, int64_t i WF_AT_ARG)
 {
     return read_stream<vec<typename global<T>::element, N>>(address(h) + i WF_AT_PASS);
+}
+
+// Elements i .. i + N - 1 as 32-bit words.
+template <int N, class T> using words = vec<uint32_t, N * (int)sizeof(T) / 4>;
+template <int N, bool Stream, class T> WF_ON_DEVICE words<N, T> load_words(global<T> h, int64_t i WF_AT_ARG)
+{
+    return Stream ? read_stream<words<N, T>>(address(h) + i WF_AT_PASS) : read<words<N, T>>(address(h) + i WF_AT_PASS);
 }
 
 template <int N, class T> WF_ON_DEVICE void store_vec(global<T> h, int64_t i, vec<T, N> value WF_AT_ARG)

@@ -62,6 +62,25 @@ WF_ON_DEVICE int valid_in(int begin, int end, int n)
     return left >= n ? n : left > 0 ? left : 0;
 }
 
+template <class T> WF_ON_DEVICE uint32_t bits_of(T x)
+{
+    uint16_t bits;
+    memcpy(&bits, static_cast<const void *>(&x), sizeof bits);
+    return bits;
+}
+
+template <class T> WF_ON_DEVICE T of_bits(uint16_t bits)
+{
+    T x;
+    memcpy(static_cast<void *>(&x), &bits, sizeof bits);
+    return x;
+}
+
+template <bool Stream, class T> WF_ON_DEVICE typename dev::global<T>::element load_one(dev::global<T> h, int64_t at)
+{
+    return Stream ? dev::load_stream(h, at) : dev::load(h, at);
+}
+
 // For rows of any dtype whose row begins `stride` elements after the last; N elements are accessed together.
 template <int N, class T> bool row_is_wide(dev::global<T> h, int64_t rows, int64_t stride)
 {
@@ -73,13 +92,31 @@ template <bool Stream, int N, class T>
 WF_ON_DEVICE dev::vec<typename dev::global<T>::element, N> load_packed(dev::global<T> h, int64_t at, int valid, bool wide)
 {
     using element = typename dev::global<T>::element;
-    if (wide && valid == N)
-        return Stream ? dev::load_vec_stream<N>(h, at) : dev::load_vec<N>(h, at);
+    const bool           whole = wide && valid == N;
     dev::vec<element, N> packed;
+    if constexpr (sizeof(element) == 2 && N % 2 == 0) {
+        // The branches meet in words: single elements would be taken out of them here, and each load be waited for.
+        dev::words<N, element> words;
+        if (whole) {
+            words = dev::load_words<N, Stream>(h, at);
+        } else {
 #pragma unroll
-    for (int j = 0; j < N; j++)
-        packed.v[j] = j < valid ? Stream ? dev::load_stream(h, at + j) : dev::load(h, at + j) : down<element>(0);
-    return packed;
+            for (int j = 0; j < N; j += 2)
+                words.v[j / 2] = (j < valid ? bits_of(load_one<Stream>(h, at + j)) : 0u) |
+                                 (j + 1 < valid ? bits_of(load_one<Stream>(h, at + j + 1)) : 0u) << 16;
+        }
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            packed.v[j] = of_bits<element>((uint16_t)(words.v[j / 2] >> j % 2 * 16));
+        return packed;
+    } else {
+        if (whole)
+            return Stream ? dev::load_vec_stream<N>(h, at) : dev::load_vec<N>(h, at);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            packed.v[j] = j < valid ? load_one<Stream>(h, at + j) : down<element>(0);
+        return packed;
+    }
 }
 
 template <int N, class T> WF_ON_DEVICE void unpack(const dev::vec<T, N> &packed, real_of<T> (&reals)[N])
