@@ -198,8 +198,13 @@ check-cuda-proofs: $(EMU)/plain/check_cuda  ## what only the emulator shows: byt
 meter: $(EMU)/plain/check_cuda  ## what the CUDA kernels move: prints the table and keeps it in docs/meter.md
 	@$< --meter | tee docs/meter.md
 
-check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite; SKIP where there is none
-	@for suite in $(CUDA_SUITES) bits; do CK_FORK=no WELFORD_TEST_BACKEND=cuda $< --gpu $$suite || exit 1; done
+# Elsewhere:  WELFORD_TEST_QUICK=1 build/tests/check --gpu SUITE...  and  tests/tools/sanitize-gpu build/tests/check SUITE...
+GPU_SUITES = $(CUDA_SUITES) bits
+check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite, all at once; SKIP where there is none (QUICK=0: every case)
+	@$(if $(filter 0,$(QUICK)),,WELFORD_TEST_QUICK=1) OMP_WAIT_POLICY=passive $< --gpu $(GPU_SUITES)
+
+sanitize-gpu: $(O)/tests/check  ## compute-sanitizer's four tools over a part of the same
+	@tests/tools/sanitize-gpu $< $(GPU_SUITES)
 
 check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda check-cuda-proofs)
 endif
@@ -229,9 +234,13 @@ check-aarch64: $(O)/tests/smoke  ## the same calls on aarch64 (cross gcc, qemu-u
 check-torch: all  ## compare every operation with PyTorch (Debian's python3-torch, or another by PYTHON=)
 	@$(PYTHON) tests/torch/check_torch.py $(O)/libwelford.so $(ARGS)
 
+# Static where there is a choice: the program may run where only the driver is.
+static     = $(if $(wildcard $(shell gcc -print-file-name=lib$1.a)),-l:lib$1.a,-l$1)
+CHECK_LIBS = $(filter-out -lsubunit,$(shell pkg-config --libs check)) -Wl,--as-needed $(call static,subunit) $(call static,quadmath) \
+             $(if $(filter -lgomp,$(PRIVATE_LIBS)),$(call static,gomp))
 $(O)/tests/check: $(TEST_OBJ) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $(TEST_OBJ) $(STATIC) -o $@ $$(pkg-config --libs check) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lquadmath -lm
+	$(Q)$(CC) $(LINK_FLAGS) $(TEST_OBJ) $(STATIC) -o $@ $(CHECK_LIBS) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lm
 
 $(O)/tests/smoke: $(O)/tests/aarch64/smoke.o $(O)/tests/untyped.o $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
@@ -351,5 +360,5 @@ FORCE:
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
-.PHONY: check-cuda check-cuda-asan check-cuda-proofs check-gpu meter
+.PHONY: check-cuda check-cuda-asan check-cuda-proofs check-gpu sanitize-gpu meter
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(EMU_PROOFS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d

@@ -24,10 +24,11 @@ static void must(cudaError_t error, const char *what)
     abort();
 }
 
-bool device_present(void)
+const char *device_missing(void)
 {
     int count = 0;
-    return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    return error != cudaSuccess ? cudaGetErrorString(error) : count > 0 ? NULL : "no device";
 }
 
 bool device_emulated(void)
@@ -39,35 +40,58 @@ bool device_emulated(void)
 
 static size_t front_of(const void *host) { return MARGIN + (uintptr_t)host % ALIGN; }
 
+static char *allocate(const void *host, size_t size)
+{
+    char *base;
+    must(cudaMalloc((void **)&base, front_of(host) + size + MARGIN), "cudaMalloc");
+    must(cudaMemset(base, FILL, front_of(host)), "cudaMemset");
+    must(cudaMemset(base + front_of(host) + size, FILL, MARGIN), "cudaMemset");
+    return base + front_of(host);
+}
+
 void *device_new(const void *host, size_t size)
 {
-    const size_t front = front_of(host);
-    char *base;
-    must(cudaMalloc((void **)&base, front + size + MARGIN), "cudaMalloc");
-    must(cudaMemset(base, FILL, front + size + MARGIN), "cudaMemset");
-    must(cudaMemcpy(base + front, host, size, cudaMemcpyHostToDevice), "cudaMemcpy");
-    return base + front;
+    void *device = allocate(host, size);
+    must(cudaMemcpy(device, host, size, cudaMemcpyHostToDevice), "cudaMemcpy");
+    return device;
+}
+
+void *device_scratch(const void *host, size_t size)
+{
+    void *device = allocate(host, size);
+    if (!getenv("WELFORD_TEST_INITCHECK"))
+        must(cudaMemset(device, FILL, size), "cudaMemset");
+    return device;
+}
+
+static bool is_filled(const char *device, size_t size)
+{
+    unsigned char copy[MARGIN + ALIGN];
+    must(cudaMemcpy(copy, device, size, cudaMemcpyDeviceToHost), "cudaMemcpy");
+    bool filled = true;
+    for (size_t i = 0; i < size; i++)
+        filled &= copy[i] == FILL;
+    return filled;
+}
+
+bool device_drop(void *device, const void *host, size_t size)
+{
+    char *base = (char *)device - front_of(host);
+    must(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    const bool intact = is_filled(base, front_of(host)) & is_filled((char *)device + size, MARGIN);
+    must(cudaFree(base), "cudaFree");
+    return intact;
 }
 
 bool device_take(void *device, void *host, size_t size)
 {
-    const size_t front = front_of(host), whole = front + size + MARGIN;
-    char *base = (char *)device - front;
-    unsigned char *copy = malloc(whole);
-    must(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-    must(cudaMemcpy(copy, base, whole, cudaMemcpyDeviceToHost), "cudaMemcpy");
-    must(cudaFree(base), "cudaFree");
-    bool intact = true;
-    for (size_t i = 0; i < whole; i++)
-        intact &= (i >= front && i < front + size) || copy[i] == FILL;
-    memcpy(host, copy + front, size);
-    free(copy);
-    return intact;
+    must(cudaMemcpy(host, device, size, cudaMemcpyDeviceToHost), "cudaMemcpy");
+    return device_drop(device, host, size);
 }
 
 #else
 
-bool device_present(void) { return false; }
+const char *device_missing(void) { return "a build without CUDA"; }
 
 bool device_emulated(void) { return false; }
 
@@ -77,10 +101,22 @@ void *device_new(const void *host, size_t size)
     return NULL;
 }
 
-bool device_take(void *device, void *host, size_t size)
+void *device_scratch(const void *host, size_t size)
+{
+    return device_new(host, size);
+}
+
+bool device_drop(void *device, const void *host, size_t size)
 {
     (void)device, (void)host, (void)size;
     return true;
 }
 
+bool device_take(void *device, void *host, size_t size)
+{
+    return device_drop(device, host, size);
+}
+
 #endif
+
+bool device_present(void) { return device_missing() == NULL; }

@@ -1,15 +1,19 @@
 /* The test program:  check [suite...]     runs all suites, or those named
  *                    check --list         prints their names
  *                    check --case "line"  runs one case (case.h), as failing tests print it
- *                    check --gpu suite... runs suites if there is a CUDA device
+ *                    check --gpu suite... runs suites on a GPU, each in a process of its own, all at once; prints SKIP where there is none
  *
- * WELFORD_TEST_QUICK=1 runs a subset. WELFORD_TEST_WORST=1 prints the worst error in units of the bar of every operation,
+ * WELFORD_TEST_QUICK=1 runs a subset. WELFORD_TEST_BACKEND=cuda runs the cases of norms and dropout on a GPU or the
+ * emulator, WELFORD_TEST_PART=i/n the i-th of n parts of them. WELFORD_TEST_WORST=1 prints the worst error in units of the bar of every operation,
  * output and dtype; a file's name instead of 1 keeps what the table is made of. Tests run in forked children (CK_FORK=no:
  * in this process), so nothing here may call the library before: libgomp does not survive a fork. */
+#define _GNU_SOURCE /* environ */
 #include <check.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "compare.h"
@@ -52,6 +56,29 @@ static int repeat(const char *line)
     return error != NULL;
 }
 
+/* A process that has started CUDA does not fork: each suite is a new one, which starts CUDA for itself. */
+static int run_on_gpu(int count, char **names)
+{
+    const char *missing = device_missing();
+    pid_t pid[SUITES];
+    int failed = 0, status;
+    if (missing) {
+        printf("SKIP: %s\n", missing);
+        return 0;
+    }
+    setenv("WELFORD_TEST_BACKEND", "cuda", 1);
+    setenv("CK_FORK", "no", 1);
+    for (int i = 0; i < count && i < SUITES; i++)
+        if (posix_spawn(&pid[i], "/proc/self/exe", NULL, NULL, (char *[]){"check", names[i], NULL}, environ))
+            pid[i] = -1;
+    for (int i = 0; i < count && i < SUITES; i++)
+        if (pid[i] < 0 || waitpid(pid[i], &status, 0) < 0 || status) {
+            printf("%s failed\n", names[i]);
+            failed = 1;
+        }
+    return failed;
+}
+
 int main(int argc, char **argv)
 {
     static char worst[] = "/tmp/welford-worst-XXXXXX";
@@ -63,13 +90,8 @@ int main(int argc, char **argv)
     if (argc == 3 && !strcmp(argv[1], "--case"))
         return repeat(argv[2]);
 
-    if (argc >= 2 && !strcmp(argv[1], "--gpu")) {
-        if (!device_present()) {
-            printf("SKIP: no device\n");
-            return 0;
-        }
-        argc--, argv++;
-    }
+    if (argc > 1 && !strcmp(argv[1], "--gpu"))
+        return run_on_gpu(argc - 2, argv + 2);
 
     SRunner *runner = srunner_create(NULL);
     for (int i = 0; i < SUITES && argc == 1; i++)
@@ -79,7 +101,7 @@ int main(int argc, char **argv)
         while (i < SUITES && strcmp(suites[i].name, argv[arg]))
             i++;
         if (i == SUITES) {
-            fprintf(stderr, "no suite '%s'; usage: check [suite...] | --list | --case \"line\"\n", argv[arg]);
+            fprintf(stderr, "no suite '%s'; usage: check [suite...] | --gpu suite... | --list | --case \"line\"\n", argv[arg]);
             return 2;
         }
         srunner_add_suite(runner, suites[i].make());
@@ -98,6 +120,8 @@ int main(int argc, char **argv)
     if (temporary)
         unlink(worst);
     const int run = srunner_ntests_run(runner), failed = srunner_ntests_failed(runner);
+    if (argc == 2)
+        printf("%s: ", argv[1]);
     srunner_print(runner, CK_ENV);
     srunner_free(runner);
     if (run == 0)

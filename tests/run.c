@@ -425,7 +425,7 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
         at[i] = t[i].data;
     if (c->backend == WF_CUDA) {
         to_device(t, at);
-        where.workspace = device_new(workspace, workspace_size);
+        where.workspace = device_scratch(workspace, workspace_size);
     }
     Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
                   at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA] };
@@ -438,7 +438,7 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
         pool_free(workers);
     if (c->backend == WF_CUDA) {
         error = from_device(c, t, at);
-        if (!device_take(where.workspace, workspace, workspace_size))
+        if (!device_drop(where.workspace, workspace, workspace_size))
             error = failure(c, "bytes around the workspace of %zu bytes were written on the device", workspace_size);
     }
 

@@ -1,5 +1,6 @@
 #include "sweep.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,15 +45,20 @@ Case case_of(const char *line)
     return c;
 }
 
-/* On the emulator a quick run takes one case in so many of each test, and none takes a sparse map to the device. */
+/* WELFORD_TEST_PART=i/n: of n parts the i-th. A quick run on the emulator is a part of what one on a GPU is. None takes a
+ * sparse map to the device. */
 bool left_out(const Case *c)
 {
-    const int  thinned = op_norm(c->op) == DROPOUT ? 5 : 23; /* no divisors of what the tests count through */
-    static int turn;
+    static int turn, part, parts; /* parts: no divisor of what the tests count through */
     if (c->backend == WF_CPU)
         return false;
-    return (quick() && device_emulated() && turn++ % thinned) ||
-           c->rows * (c->x_stride + c->y_stride + c->dx_stride + c->dy_stride) > 1 << 24;
+    if (!parts) {
+        const char *given = getenv("WELFORD_TEST_PART");
+        parts = !quick() || !device_emulated() ? 1 : op_norm(c->op) == DROPOUT ? 5 : 23;
+        if (given && (sscanf(given, "%d/%d", &part, &parts) != 2 || part < 0 || part >= parts))
+            ck_abort_msg("WELFORD_TEST_PART=%s", given);
+    }
+    return turn++ % parts != part || c->rows * (c->x_stride + c->y_stride + c->dx_stride + c->dy_stride) > 1 << 24;
 }
 
 /* By way of its line: what a failure prints is what was run, and fields that the norm does not have are dropped. */

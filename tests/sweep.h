@@ -20,7 +20,7 @@ enum { DTYPES = 6 };
 extern const Dtypes dtypes[DTYPES];
 
 bool quick(void);
-bool left_out(const Case *); /* of a quick run on the emulator, to be called once per case; and what the device has no room for */
+bool left_out(const Case *); /* of this run, where not every case is in it; to be asked once per case */
 wf_backend tested_backend(void); /* WELFORD_TEST_BACKEND=cuda: of the sweeps' cases; else the CPU */
 /* The operations of a norm in turn; a backward pass with frozen statistics counts as one more. False past the last. */
 bool operation(Norm, int i, Case *);
