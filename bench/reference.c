@@ -53,7 +53,7 @@ static double half_ulp(wf_dtype dtype, double v)
 
 /* ---- samples in parallel ---- */
 
-enum { PEER_SLACK = 1000 };
+enum { PEER_SLACK = 1000, MOST_PARTS = 64, MOST_SUMS = 1 << 24 /* channels of all parts */ };
 
 /* What a thread adds up for itself: two sums and two scales per channel, and what it finds wrong. */
 typedef struct Part {
@@ -65,7 +65,7 @@ typedef struct Part {
 typedef struct Job {
     const Plan *p;
     const char *before, *after;
-    bool        peer;
+    bool        peer, sums; /* sums: over channels there are any */
     int         parts;
     Part       *part;
     void      (*sample)(struct Job *, Part *, int64_t sample);
@@ -91,7 +91,7 @@ static void each_sample(Job *job, void (*sample)(Job *, Part *, int64_t))
     job->sample = sample;
     pool_parallel_for(workers, job->parts, work, job);
     for (int i = 1; i < job->parts; i++)
-        for (int k = 0; k < 2; k++)
+        for (int k = 0; k < 2 && job->sums; k++)
             for (int64_t c = 0; c < job->p->channels; c++) {
                 job->part[0].sum[k][c] += job->part[i].sum[k][c];
                 job->part[0].scale[k][c] += job->part[i].scale[k][c];
@@ -100,13 +100,15 @@ static void each_sample(Job *job, void (*sample)(Job *, Part *, int64_t))
 
 static Job job_new(const Plan *p, const char *before, const char *after, bool peer)
 {
-    Job job = { .p = p, .before = before, .after = after, .peer = peer, .mean = p->mean, .var = p->var, .rstd = p->rstd };
-    job.parts = p->samples < 64 ? (int)p->samples : 64;
+    Job job = { .p = p, .before = before, .after = after, .peer = peer,
+                .sums = p->by_channel || op_is_backward(p->c->op), .mean = p->mean, .var = p->var, .rstd = p->rstd };
+    const int64_t fit = MOST_SUMS / p->channels + 1, most = fit < MOST_PARTS ? fit : MOST_PARTS;
+    job.parts = (int)(p->samples < most ? p->samples : most);
     job.part = calloc((size_t)job.parts, sizeof *job.part);
     for (int i = 0; i < job.parts; i++)
         job.part[i].slack = peer ? PEER_SLACK : 1;
     for (int i = 0; i < job.parts; i++)
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < 2 && job.sums; k++) {
             job.part[i].sum[k] = calloc((size_t)p->channels, sizeof(Real));
             job.part[i].scale[k] = calloc((size_t)p->channels, sizeof(double));
         }
@@ -116,7 +118,7 @@ static Job job_new(const Plan *p, const char *before, const char *after, bool pe
 static void job_clear(Job *job)
 {
     for (int i = 0; i < job->parts; i++)
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < 2 && job->sums; k++) {
             memset(job->part[i].sum[k], 0, (size_t)job->p->channels * sizeof(Real));
             memset(job->part[i].scale[k], 0, (size_t)job->p->channels * sizeof(double));
         }

@@ -56,6 +56,19 @@ static bool copy_call(void *state, char *slab, struct CUstream_st *stream)
     return true;
 }
 
+/* Random numbers: zeros may be faster than data. */
+static void fill(wf_backend backend, char *at, size_t size)
+{
+    enum { BLOCK = 1 << 22 };
+    static uint64_t block[BLOCK / 8];
+    for (size_t i = 0; !block[0] && i < BLOCK / 8; i++)
+        block[i] = (i ? block[i - 1] : 1) * 6364136223846793005u + 1442695040888963407u;
+    for (size_t i = 0; i < size; i += BLOCK) {
+        const size_t part = size - i < BLOCK ? size - i : BLOCK;
+        backend == WF_CUDA ? gpu_put(at + i, block, part) : (void)memcpy(at + i, block, part);
+    }
+}
+
 Roofline roofline_measure(wf_backend backend, int threads, bool cold, bool quick)
 {
     Roofline r = { .threads = backend == WF_CPU ? threads : 0 };
@@ -74,15 +87,8 @@ Roofline roofline_measure(wf_backend backend, int threads, bool cold, bool quick
             memory &= slab[i] != NULL;
         }
         Contestant who[2] = { { .call = copy_call, .state = &copy }, { .call = copy_call, .state = &plain } };
-        char *host = malloc((size_t)bytes);
-        uint64_t random = 1; /* zeros may be faster than data */
-        for (size_t i = 0; i + 8 <= (size_t)bytes; i += 8) {
-            random = random * 6364136223846793005u + 1442695040888963407u;
-            memcpy(host + i, &random, 8);
-        }
         for (int i = 0; i < timer.sets && memory; i++)
-            backend == WF_CUDA ? gpu_put(slab[i], host, (size_t)bytes) : (void)memcpy(slab[i], host, (size_t)bytes);
-        free(host);
+            fill(backend, slab[i], (size_t)bytes);
         if (memory && !time_all(&timer, who, backend == WF_CUDA ? 1 : 2)) {
             r.bytes[r.points] = bytes;
             r.rate[r.points] = bytes / who[0].timing.median;
