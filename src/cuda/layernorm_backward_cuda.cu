@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(WIDE) layernorm_backward_averages__segments(Ba
 }
 
 /* One block per segment of a run of rows, which it reads a second time: first what was read last, it may still be near. */
-template <class T, class W> __global__ void __launch_bounds__(WIDE, 2) layernorm_backward_dx__segments(Backward<T, W> p)
+template <class T, class W> __global__ void __launch_bounds__(WIDE, sizeof(T) == 2 ? 1 : 2) layernorm_backward_dx__segments(Backward<T, W> p)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;
