@@ -316,13 +316,17 @@ static void check_exact_sums(const Case *base)
     problem_free(p);
 }
 
-/* With eps = 0, x * 2^k gives the same y; mean moves by 2^k, rstd by 2^-k. */
-static void check_scaling(const Case *base)
+/* With eps = 0, x * 2^k gives the same y; mean moves by 2^k, rstd by 2^-k. The outer powers take the squares out of the
+ * range of the arithmetic. */
+static void check_scaling(const Case *base, Data data)
 {
     if (op_is_backward(base->op) || op_is_infer(base->op))
         return;
-    static const int powers[] = { -40, 1, 40 };
+    const bool wide = base->x == WF_F64;
+    const int powers[] = { wide ? -500 : -60, -40, 1, 40, wide ? 498 : 58 };
+    const int count = data == RATIO6 ? COUNT(powers) - 1 : COUNT(powers); /* x is 2^20 there */
     Case c = *base;
+    c.data = data;
     c.eps = 0;
     c.running = RUNNING_NONE;
     if (c.x == WF_F16)
@@ -330,7 +334,7 @@ static void check_scaling(const Case *base)
     Raw one[OUTPUT_COUNT], other[OUTPUT_COUNT];
     Problem *p = problem_new(&c);
     const bool taken = run_named(&c, p, one);
-    for (int k = 0; k < COUNT(powers) && taken; k++) {
+    for (int k = 0; k < count && taken; k++) {
         const Quad factor = scalbnq(1, powers[k]);
         for (int64_t i = 0; i < p->count; i++)
             p->x[i] *= factor;
@@ -354,7 +358,9 @@ START_TEST(constant) { each_operation(_i, check_constant); }
 END_TEST
 START_TEST(exact_sums) { each_operation(_i, check_exact_sums); }
 END_TEST
-START_TEST(scaling) { each_operation(_i, check_scaling); }
+static void scaling_near(const Case *base) { check_scaling(base, NORMAL); }
+static void scaling_far(const Case *base) { check_scaling(base, RATIO6); }
+START_TEST(scaling) { each_operation(_i, scaling_near), each_operation(_i, scaling_far); }
 END_TEST
 
 Suite *bits_suite(void)

@@ -160,9 +160,10 @@ static void columns_merge(struct columns *a, int64_t a_count, const struct colum
     *a = out;
 }
 
-/* sum d and sum d^2, d = x - center, of each unit over n rows from `row`. */
-static void columns_squares(const struct columns_tile *t, const void *data, int64_t row, int64_t n, const real *center,
-                            real *sum, real *squares)
+/* sum d and sum d^2, d = (x - center) / 2^scale, of each unit over n rows from `row`; scale NULL = 0. */
+__attribute__((always_inline)) static inline void columns_squares(const struct columns_tile *t, const void *data,
+                                                                  int64_t row, int64_t n, const real *center,
+                                                                  const int32_t *scale, real *sum, real *squares)
 {
     const int64_t all = t->fold * t->width, wide_rows = ceil_div(n, t->fold);
     real          buffer[SWEPT_ROWS][COLUMNS];
@@ -176,7 +177,7 @@ static void columns_squares(const struct columns_tile *t, const void *data, int6
         for (int64_t i = 0; i < all; i++) {
             real d[SWEPT_ROWS];
             for (int k = 0; k < SWEPT_ROWS; k++)
-                d[k] = x[k][i] - center[i];
+                d[k] = scale ? (real)ldexp((double)(x[k][i] - center[i]), -scale[i]) : x[k][i] - center[i];
             sum[i] += (d[0] + d[1]) + (d[2] + d[3]);
             squares[i] += (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]);
         }
@@ -187,22 +188,37 @@ static void columns_squares(const struct columns_tile *t, const void *data, int6
     add_units(squares, t);
 }
 
-/* Unit j again, whose squares left the range: column by column. */
-__attribute__((noinline, cold)) static struct moments unit_moments_scaled(const struct columns_tile *t, const void *data,
-                                                                          int64_t row, int64_t n, int64_t j, real center)
+/* The exponent of the largest deviation in unit j; 0 if one is not finite, for the plain sums say so already. */
+static int32_t unit_scale(const struct columns_tile *t, const void *data, int64_t row, int64_t n, int64_t j, real center)
 {
-    struct moments column[COLUMNS];
-    real           x[TILE], buffer[1];
-    for (int64_t k = 0; k < t->unit; k++) {
-        real    sum, squares;
-        int32_t scale = 0;
-        for (int64_t i = 0; i < n; i++)
-            x[i] = *load(data, t->dtype, (row + i) * t->c + t->col + j * t->unit + k, 1, buffer);
-        tile_squares(x, n, center, &sum, &squares);
-        tile_squares_scaled(x, n, center, &sum, &squares, &scale);
-        column[k] = moments_about(center, sum, squares, scale, n);
+    real largest = 0, buffer[1];
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t k = j * t->unit; k < (j + 1) * t->unit; k++) {
+            const real d = *load(data, t->dtype, (row + i) * t->c + t->col + k, 1, buffer) - center, size = d < 0 ? -d : d;
+            if (!isfinite(d))
+                return 0;
+            largest = size > largest ? size : largest;
+        }
+    return largest == 0 ? 0 : moments_exponent(largest);
+}
+
+/* Again where squares left the range: those units' d brought near 1 by powers of two, scale[j] for unit j. The sums have the
+ * same order, so that data scaled by a power of two has the same bits. */
+__attribute__((noinline, cold)) static void columns_squares_scaled(const struct columns_tile *t, const void *data,
+                                                                   int64_t row, int64_t n, const real *center, real *sum,
+                                                                   real *squares, int32_t *scale)
+{
+    int32_t column_scale[COLUMNS];
+    bool    any = false;
+    for (int64_t j = 0; j < t->width / t->unit; j++) {
+        scale[j] = moments_in_range(squares[j]) ? 0 : unit_scale(t, data, row, n, j, center[j * t->unit]);
+        any |= scale[j] != 0;
     }
-    return moments_tree(column, n, n * t->unit);
+    if (!any) /* constant units only, or not finite ones */
+        return;
+    for (int64_t i = 0; i < t->fold * t->width; i++)
+        column_scale[i] = scale[i % t->width / t->unit];
+    columns_squares(t, data, row, n, center, column_scale, sum, squares);
 }
 
 /* n <= leaf_rows rows, two sweeps: as tile_moments. */
@@ -210,6 +226,8 @@ static void columns_leaf(const struct columns_tile *t, const void *data, int64_t
 {
     const int64_t units = t->width / t->unit, count = n * t->unit;
     real          center[COLUMNS], unit_center[COLUMNS], sum[COLUMNS], squares[COLUMNS], buffer[COLUMNS];
+    int32_t       scale[COLUMNS] = {0};
+    bool          in_range = true;
     const real   *first = load(data, t->dtype, row * t->c + t->col, t->width, buffer);
     for (int64_t j = 0; j < units; j++)
         unit_center[j] = first[j * t->unit];
@@ -217,14 +235,16 @@ static void columns_leaf(const struct columns_tile *t, const void *data, int64_t
         for (int64_t j = 0; j < t->width; j++)
             center[j] = unit_center[j / t->unit];
         repeat(center, t);
-        columns_squares(t, data, row, n, center, sum, squares);
+        columns_squares(t, data, row, n, center, NULL, sum, squares);
         for (int64_t j = 0; sweep == 0 && j < units; j++)
             unit_center[j] += sum[j] / (real)count;
     }
     for (int64_t j = 0; j < units; j++)
-        column_set(out, j,
-                   moments_in_range(squares[j]) ? moments_about(unit_center[j], sum[j], squares[j], 0, count)
-                                                : unit_moments_scaled(t, data, row, n, j, unit_center[j]));
+        in_range &= moments_in_range(squares[j]);
+    if (!in_range)
+        columns_squares_scaled(t, data, row, n, center, sum, squares, scale);
+    for (int64_t j = 0; j < units; j++)
+        column_set(out, j, moments_about(unit_center[j], sum[j], squares[j], scale[j], count));
 }
 
 static void columns_moments(const struct columns_tile *t, const void *data, int64_t row, int64_t n, struct columns *out)
