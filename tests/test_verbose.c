@@ -11,6 +11,8 @@
 
 Suite *verbose_suite(void);
 
+void __gcov_dump(void) __attribute__((weak)); /* there in a coverage build */
+
 /* With CK_FORK=no the library may have run in this process already, and has then read the variable. */
 static int can_fork(void)
 {
@@ -37,6 +39,8 @@ static char *stderr_of(void (*call)(void), const char *value)
         close(ends[0]);
         close(ends[1]);
         call();
+        if (__gcov_dump)
+            __gcov_dump();
         _exit(0);
     }
     close(ends[1]);
