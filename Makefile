@@ -103,7 +103,7 @@ LIB_OBJ  := $(HOST_OBJ) $(CUDA_SRC:%.cu=$(O)/%.o)
 STATIC   := $(O)/libwelford.a
 SHARED   := $(O)/libwelford.so.$(VERSION)
 LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
-TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c))
+TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c) $(if $(call on,CUDA),tests/emu/device_call.c))
 REPLAY   := $(O)/tests/fuzz/fuzz_replay
 HELPERS  := $(patsubst %.c,$(O)/%.o,$(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c)))
 FINDS    := $(wildcard tests/fuzz/corpus)
@@ -199,7 +199,7 @@ meter: $(EMU)/plain/check_cuda  ## what the CUDA kernels move: prints the table 
 	@$< --meter | tee docs/meter.md
 
 # Elsewhere:  WELFORD_TEST_QUICK=1 build/tests/check --gpu SUITE...  and  tests/tools/sanitize-gpu build/tests/check SUITE...
-GPU_SUITES = $(CUDA_SUITES) bits
+GPU_SUITES = $(CUDA_SUITES) bits gpu
 check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite, all at once; SKIP where there is none (QUICK=0: every case)
 	@$(if $(filter 0,$(QUICK)),,WELFORD_TEST_QUICK=1) OMP_WAIT_POLICY=passive $< --gpu $(GPU_SUITES)
 

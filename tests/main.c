@@ -1,12 +1,12 @@
 /* The test program:  check [suite...]     runs all suites, or those named
  *                    check --list         prints their names
  *                    check --case "line"  runs one case (case.h), as failing tests print it
- *                    check --gpu suite... runs suites on a GPU, each in a process of its own, all at once; prints SKIP where there is none
+ *                    check --gpu suite... runs suites on a GPU, all at once, a process each; prints SKIP where there is none
  *
  * WELFORD_TEST_QUICK=1 runs a subset. WELFORD_TEST_BACKEND=cuda runs the cases of norms and dropout on a GPU or the
- * emulator, WELFORD_TEST_PART=i/n the i-th of n parts of them. WELFORD_TEST_WORST=1 prints the worst error in units of the bar of every operation,
- * output and dtype; a file's name instead of 1 keeps what the table is made of. Tests run in forked children (CK_FORK=no:
- * in this process), so nothing here may call the library before: libgomp does not survive a fork. */
+ * emulator, WELFORD_TEST_PART=i/n the i-th of n parts of them. WELFORD_TEST_WORST=1 prints the worst error in units of the
+ * bar of every operation, output and dtype; a file's name instead of 1 keeps what the table is made of. Tests run in forked
+ * children (CK_FORK=no: in this process), so nothing here may call the library before: libgomp does not survive a fork. */
 #define _GNU_SOURCE /* environ */
 #include <check.h>
 #include <spawn.h>
