@@ -1,6 +1,7 @@
 /* WELFORD_VERBOSE=1: one line of key=value a call on stderr. Each test calls the library in a child of its own, for the
  * variable is read once. */
 #include <check.h>
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,13 +54,27 @@ static char *stderr_of(void (*call)(void), const char *value)
     return text;
 }
 
-static void call_layernorm(void)
+static void call_layernorm_on(int64_t rows, int threads)
 {
-    static float x[4096 * 3], gamma[3], y[4096 * 3];
-    const wf_layernorm what = {.size = sizeof what, .rows = 4096, .cols = 3, .eps = 1e-5};
+    static float x[1 << 20], gamma[3], y[1 << 20];
+    const wf_layernorm what = {.size = sizeof what, .rows = rows, .cols = 3, .eps = 1e-5};
     const wf_layernorm_forward_args with = {.size = sizeof with, .x = x, .gamma = gamma, .y = y};
-    const wf_exec where = {.size = sizeof where, .threads = 1};
+    const wf_exec where = {.size = sizeof where, .threads = threads};
     if (wf_layernorm_forward(&what, &with, &where))
+        _exit(1);
+}
+
+static void call_layernorm(void) { call_layernorm_on(4096, 1); }
+
+/* Enough for many threads; OpenMP's stay, so they can be counted afterwards. */
+static void call_on_two_threads(void)
+{
+    int tasks = 0;
+    call_layernorm_on(1 << 18, 2);
+    DIR *folder = opendir("/proc/self/task");
+    for (struct dirent *entry; folder && (entry = readdir(folder));)
+        tasks += entry->d_name[0] != '.';
+    if (tasks > 2)
         _exit(1);
 }
 
@@ -200,6 +215,16 @@ START_TEST(dtypes_and_named_variant)
 }
 END_TEST
 
+/* where.threads is what a call takes at most; it says how many it took. */
+START_TEST(as_many_threads_as_allowed)
+{
+    if (!can_fork())
+        return;
+    const int threads = atoi(value_of(stderr_of(call_on_two_threads, "1"), "threads"));
+    ck_assert(threads == 1 || threads == 2);
+}
+END_TEST
+
 START_TEST(silent_unless_asked)
 {
     if (!can_fork())
@@ -227,6 +252,7 @@ Suite *verbose_suite(void)
     tcase_add_test(t, one_line_a_call);
     tcase_add_test(t, every_operation_says_its_name);
     tcase_add_test(t, dtypes_and_named_variant);
+    tcase_add_test(t, as_many_threads_as_allowed);
     tcase_add_test(t, silent_unless_asked);
     tcase_add_test(t, read_at_the_first_call);
     suite_add_tcase(s, t);
