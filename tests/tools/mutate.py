@@ -8,7 +8,7 @@ a copy of the tree with the baseline kernels only (with all, if it makes no diff
 then all of them. One that does not compile, or compiles to the same library, is no mistake and is drawn anew. What is known
 is kept in --work/results.json and not done again; the table goes to tests/mutation.md. --quick leaves the mutants that the
 quick tests miss, which take minutes each, for a run without it. A text written into the table's last column, the
-explanation of a survivor, stays.
+explanation of a survivor, stays; where it begins with "equivalent" the full tests are not asked.
 """
 
 import argparse
@@ -27,6 +27,7 @@ import time
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "../.."))
 TABLE = os.path.join(ROOT, "tests/mutation.md")
+MISSED = "missed by the quick tests"
 QUICK_LIMIT, FULL_LIMIT = 180, 900  # seconds for one suite; a mutant that loops for ever is noticed, too
 
 # ---- what is code ----
@@ -186,7 +187,7 @@ def library(tree, isas):
         return hashlib.sha256(stream.read()).hexdigest()
 
 
-def attempt(mutant, tree, quick_only):
+def attempt(mutant, tree, quick, full):
     path = os.path.join(tree, mutant["path"])
     with open(path, encoding="utf-8") as stream:
         text = stream.read()
@@ -204,16 +205,14 @@ def attempt(mutant, tree, quick_only):
             return {"result": "same code"}
         if make(tree, isas, f"build-{isas}/tests/check")[0] != 0:
             return {"result": "did not compile"}
-        for quick, limit in ((True, QUICK_LIMIT), (False, FULL_LIMIT)):
+        for is_quick, limit in [(True, QUICK_LIMIT)] * quick + [(False, FULL_LIMIT)] * full:
             for suite in sorted(SECONDS, key=SECONDS.get):
-                status, output = run([f"build-{isas}/tests/check", suite], limit, tree, quick)
+                status, output = run([f"build-{isas}/tests/check", suite], limit, tree, is_quick)
                 if status != 0:
                     killer = "time limit" if status is None else failing_test(output)
-                    return {"result": "killed", "by": f"{suite}: {killer}", "effort": "quick" if quick else "full",
+                    return {"result": "killed", "by": f"{suite}: {killer}", "effort": "quick" if is_quick else "full",
                             "seconds": round(time.time() - began)}
-            if quick_only:
-                return {"result": "missed by the quick tests"}
-        return {"result": "survived", "seconds": round(time.time() - began)}
+        return {"result": "survived" if full else MISSED, "seconds": round(time.time() - began)}
     finally:
         with open(path, "w", encoding="utf-8") as stream:
             stream.write(text)
@@ -253,6 +252,10 @@ def shown(text):
     return "`" + (" ".join(text.split()) or " ").replace("|", "\\|") + "`"
 
 
+def place_and_change(mutant):
+    return f"{mutant['path']}:{mutant['line']}", f"{shown(mutant['old'])} -> {shown(mutant['new'])}"
+
+
 def explanations():
     """The last column of the present table, by place and change."""
     if not os.path.exists(TABLE):
@@ -268,12 +271,12 @@ def write_table(mutants, results, seed):
     killed = sum(results[key(m)]["result"] == "killed" for m in done)
     lines = ["# Mutants", "",
              f"`make mutate`, seed {seed}: {len(done)} mistakes made in src/ one at a time, {killed} noticed by the tests, "
-             f"{len(done) - killed} not. A mistake that does not compile, or compiles to the same library, is drawn anew. What "
-             f"is missed by the quick tests, the full tests have yet to be asked.", "",
+             f"{len(done) - killed} not. A mistake that does not compile, or compiles to the same library, is drawn anew. Of "
+             f"what is only missed by the quick tests, the full tests were not asked.", "",
              "| # | where | mistake | change | result | explanation of a survivor |", "|---|---|---|---|---|---|"]
     for number, m in enumerate(done, 1):
         r = results[key(m)]
-        where, change = f"{m['path']}:{m['line']}", f"{shown(m['old'])} -> {shown(m['new'])}"
+        where, change = place_and_change(m)
         result = f"killed by {r['by']} ({r['effort']})" if r["result"] == "killed" else f"**{r['result']}**"
         note = known.get((where, change), "") if r["result"] != "killed" else ""
         lines.append(f"| {number} | {where} | {m['operator'].replace('_', ' ')} | {change} | {result} | {note} |")
@@ -305,12 +308,17 @@ def main():
         prepare(tree)
     free = list(trees)
 
+    explained = explanations()
+
     def known_or_tried(mutant, again=False):
-        missed = results.get(key(mutant), {}).get("result") == "missed by the quick tests"
-        if again or key(mutant) not in results or (missed and not options.quick):
+        quick = again or key(mutant) not in results
+        missed = results.get(key(mutant), {}).get("result") == MISSED
+        equivalent = explained.get(place_and_change(mutant), "").startswith("equivalent")
+        full = not options.quick and (again or (missed or key(mutant) not in results) and not equivalent)
+        if quick or full:
             tree = free.pop()
             try:
-                results[key(mutant)] = attempt(mutant, tree, options.quick)
+                results[key(mutant)] = attempt(mutant, tree, quick, full)
             finally:
                 free.append(tree)
             with open(record + ".new", "w", encoding="utf-8") as out:
