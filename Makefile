@@ -339,7 +339,7 @@ clean:  ## remove BUILD
 	rm -rf $(BUILD)
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*  ## / { printf "  %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*  ## / { printf "  %-20s %s\n", $$1, $$2 }' $(filter-out %.d,$(MAKEFILE_LIST))
 	@echo
 	@echo '  BUILD=dir  CC=gcc|clang  CFLAGS="more flags"  PREFIX=dir  LIBDIR=dir  DESTDIR=dir  OPENMP=1|0  V=1'
 	@echo '  ASAN=1  UBSAN=1  TSAN=1  COVERAGE=1  VALGRIND=1   check under these, each in its own folder of BUILD'

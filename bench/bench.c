@@ -28,6 +28,7 @@ static const char help[] =
     "  --compare BASE.json  an earlier run: SAME, FASTER or SLOWER; exit code 2 if any row is slower\n"
     "  --explain            the byte formula of every row, its minimum and 95th percentile\n"
     "  --list               print the rows and stop\n"
+    "  --once               every row once, unchecked and untimed: what bench/instructions.py counts\n"
     "  --self-test          hold the checker to the tests' oracle and stop\n";
 
 /* ---- one row ---- */
@@ -242,6 +243,30 @@ static void settle(Rows *rows, const Options *o)
     rows->count = kept;
 }
 
+/* Under callgrind, with its counting switched on in here: instructions.py. */
+__attribute__((noinline)) void bench_counted_call(const Plan *p, char *slab)
+{
+    if (plan_call(p, slab, NULL) != WF_OK)
+        fprintf(stderr, "bench: %s\n", wf_error_detail());
+}
+
+/* Every row once for the code to be there, once counted. */
+static int count_rows(const Rows *rows)
+{
+    for (int i = 0; i < rows->count; i++) {
+        Plan p;
+        if (plan_make(&p, &rows->row[i].c))
+            return WRONG_EXIT;
+        char *slab = host_alloc(p.slab_size);
+        plan_fill(&p, slab);
+        plan_call(&p, slab, NULL);
+        bench_counted_call(&p, slab);
+        free(slab);
+        plan_free(&p);
+    }
+    return 0;
+}
+
 static int usage(const char *error)
 {
     fprintf(stderr, "bench: %s\n%s", error, help);
@@ -256,14 +281,14 @@ int main(int argc, char **argv)
         { "quick", 0, 0, 'q' },   { "min-time", 1, 0, 'm' }, { "json", 1, 0, 'j' },    { "csv", 1, 0, 'c' },
         { "md", 0, 0, 'M' },      { "svg", 1, 0, 'g' },      { "compare", 1, 0, 'B' }, { "explain", 0, 0, 'e' },
         { "list", 0, 0, 'l' },    { "suite", 1, 0, 's' },    { "case", 1, 0, 'k' },    { "self-test", 0, 0, 'T' },
-        { "help", 0, 0, 'h' },    { 0 }
+        { "once", 0, 0, 'O' },    { "help", 0, 0, 'h' },     { 0 }
     };
     Options o = { .threads = (int)sysconf(_SC_NPROCESSORS_ONLN), .cold = true, .min_time = 0.2 };
     Rows rows = { 0 };
     const char *source[256], *error = NULL;
     char kind[256];
     int sources = 0;
-    bool list = false;
+    bool list = false, once = false;
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (option) {
         case 'b':
@@ -287,6 +312,7 @@ int main(int argc, char **argv)
         case 'M': o.markdown = true; break;
         case 'e': o.explain = true; break;
         case 'l': list = true; break;
+        case 'O': once = true; break;
         case 's':
         case 'k':
             if (sources == 256)
@@ -318,6 +344,8 @@ int main(int argc, char **argv)
         }
         return 0;
     }
+    if (once)
+        return count_rows(&rows);
     if (o.backend == WF_CUDA && !gpu_open()) {
         fprintf(stderr, "bench: no CUDA device, or a build without CUDA\n");
         return USAGE_EXIT;
