@@ -2,6 +2,7 @@
 BENCH_SRC := $(filter-out bench/emu_timing.c,$(wildcard bench/*.c))
 BENCH_OBJ := $(BENCH_SRC:%.c=$(O)/%.o) \
              $(addprefix $(O)/tests/,case.o compare.o data.o device.o guard.o oracle.o oracle_dropout.o pool.o run.o)
+BENCH_CU  := $(if $(call on,CUDA),$(patsubst %.cu,$(O)/%.o,$(wildcard bench/*.cu)))
 # It times builds made elsewhere: on the machine that runs it only libc, libm and the driver need be there.
 STATIC_LIBS := -ldl -static-libgcc -l:libquadmath.a $(if $(call on,OPENMP),-l:libgomp.a)
 COMMIT      := $(shell git rev-parse --short HEAD 2>/dev/null)$(shell git diff --quiet HEAD -- src include 2>/dev/null || echo +)
@@ -11,7 +12,11 @@ $(O)/bench/%.o: bench/%.c $(O)/flags
 	$(Q)$(CC) $(TEST_FLAGS) -DBENCH_COMMIT='"$(COMMIT)"' \
 	    $(if $(call on,CUDA),-DWF_TEST_CUDA -isystem $(CUDA_HOME)/include) $(DEPENDS) -c $< -o $@
 
-$(O)/bench/bench: $(BENCH_OBJ) $(STATIC)
+$(O)/bench/%.o: bench/%.cu $(O)/flags
+	@mkdir -p $(@D); echo "  NVCC    $(@:$(O)/%=%)"
+	$(Q)$(NVCC) $(filter-out -Xptxas -v,$(NVCC_FLAGS)) -c $< -o $@
+
+$(O)/bench/bench: $(BENCH_OBJ) $(BENCH_CU) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(STATIC_LIBS) -pthread $(CUDA_LIBS) -lm
 

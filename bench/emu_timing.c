@@ -3,6 +3,15 @@
 #include <cuda_runtime_api.h>
 
 #include "bench.h"
+#include "composed_kernels.h"
+
+/* No cuBLAS works on an emulated device, so these are never called. */
+void composed_multiply(int n, const float *a, const float *b, float *out, struct CUstream_st *stream)
+{
+    (void)n, (void)a, (void)b, (void)out, (void)stream;
+}
+
+void composed_rsqrt(int n, float eps, float *v, struct CUstream_st *stream) { (void)n, (void)eps, (void)v, (void)stream; }
 
 static double time_of[2];
 static int    events;
