@@ -112,29 +112,73 @@ static double ratio_to(const Result *r, const void *name)
     return 0;
 }
 
+/* Seconds of a suite's timed rows, each as often as the network has it; 0: the contestant lacks some. */
+static double total_of(const Run *run, const char *suite, const char *name, int *layers)
+{
+    double total = 0;
+    *layers = 0;
+    for (int i = 0; i < run->results; i++) {
+        const Result *r = &run->result[i];
+        int k = 0;
+        if (strcmp(r->row->suite, suite) || r->verdict != TIMED)
+            continue;
+        while (k < r->contestants && strcmp(r->who[k].name, name))
+            k++;
+        if (k == r->contestants)
+            return 0;
+        total += r->row->count * r->who[k].timing.median;
+        *layers += r->row->count;
+    }
+    return total;
+}
+
 static void print_totals(const Run *run)
 {
     for (int i = 0; i < run->results; i++) {
         const char *suite = run->result[i].row->suite;
-        bool first = true;
-        for (int k = 0; k < i; k++)
-            first &= strcmp(run->result[k].row->suite, suite) != 0;
-        double total = 0;
-        int layers = 0, missing = 0;
-        for (int k = i; k < run->results && first; k++) {
-            const Result *r = &run->result[k];
-            if (strcmp(r->row->suite, suite))
-                continue;
-            if (r->verdict == TIMED) {
-                total += r->row->count * r->who[0].timing.median;
-                layers += r->row->count;
-            } else {
-                missing++;
-            }
+        bool first = true, missing = false;
+        for (int k = 0; k < run->results; k++) {
+            const bool same = !strcmp(run->result[k].row->suite, suite);
+            first &= !same || k >= i;
+            missing |= same && run->result[k].verdict != TIMED;
         }
-        if (first && layers)
-            printf("total of %s: %.3f ms for %d calls%s\n", suite, total * 1e3, layers, missing ? " (rows are missing)" : "");
+        int layers;
+        const double total = total_of(run, suite, "welford", &layers);
+        if (!first || total == 0)
+            continue;
+        printf("total of %s: %.3f ms for %d calls%s", suite, total * 1e3, layers, missing ? " (rows are missing)" : "");
+        for (int k = 0; all_peers[k]; k++) {
+            const double other = total_of(run, suite, all_peers[k]->name, &layers);
+            if (other > 0)
+                printf(", %s %.3f", all_peers[k]->name, other * 1e3);
+        }
+        printf("\n");
     }
+}
+
+static int by_share(const void *a, const void *b)
+{
+    const Result *const x = *(const Result *const *)a, *const y = *(const Result *const *)b;
+    const double p = result_rate(x, 0) / x->roof, q = result_rate(y, 0) / y->roof;
+    return (p > q) - (p < q);
+}
+
+/* Worst first. */
+static void print_slow(const Run *run)
+{
+    enum { MOST = 25 };
+    const Result **slow = malloc((size_t)run->results * sizeof *slow);
+    int count = 0;
+    for (int i = 0; i < run->results; i++)
+        if (run->result[i].verdict == TIMED && result_rate(&run->result[i], 0) < 0.7 * run->result[i].roof)
+            slow[count++] = &run->result[i];
+    qsort(slow, (size_t)count, sizeof *slow, by_share);
+    for (int i = 0; i < count && i < MOST; i++)
+        printf("%s %3.0f %%  %s %s %s\n", i ? "           " : "under 70 %:", 100 * result_rate(slow[i], 0) / slow[i]->roof,
+               slow[i]->row->name, op_name(slow[i]->row->c.op), label(&slow[i]->row->c));
+    if (count > MOST)
+        printf("            and %d more\n", count - MOST);
+    free(slow);
 }
 
 void report_footer(const Run *run)
@@ -152,11 +196,5 @@ void report_footer(const Run *run)
             printf("%-21s %5.2f times as long, geometric mean of %d\n", all_peers[i]->name, ratio, count);
     }
     print_totals(run);
-    int under = 0;
-    for (int i = 0; i < run->results; i++) {
-        const Result *r = &run->result[i];
-        if (r->verdict == TIMED && result_rate(r, 0) < 0.7 * r->roof)
-            printf("%s  %3.0f %%  %s %s %s\n", under++ ? "           " : "under 70 %:", 100 * result_rate(r, 0) / r->roof,
-                   r->row->name, op_name(r->row->c.op), label(&r->row->c));
-    }
+    print_slow(run);
 }

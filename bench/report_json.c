@@ -24,7 +24,12 @@ bool report_json(const Run *run, const char *path)
         char line[CASE_SIZE];
         fprintf(file, "{\"suite\": \"%s\", \"layer\": \"%s\", \"count\": %d, \"case\": \"%s\", \"verdict\": \"%s\"",
                 r->row->suite, r->row->name, r->row->count, case_print(&r->row->c, line), words[r->verdict]);
-        if (r->verdict == TIMED) {
+        if (r->verdict != TIMED) {
+            fprintf(file, ", \"message\": \"");
+            for (const char *m = r->message; *m; m++)
+                fprintf(file, *m == '"' || *m == '\\' ? "\\%c" : "%c", *m);
+            fprintf(file, "\"");
+        } else {
             fprintf(file, ", \"check\": \"%s\", \"bytes\": %.0f, \"bytes_two_reads\": %.0f, \"percent_copy\": %.4g, "
                     "\"percent_peak\": %.4g, \"times\": [", r->check, r->traffic.bytes, r->traffic.bytes_two_reads,
                     100 * result_rate(r, 0) / r->roof, 100 * result_rate(r, 0) / r->peak);
