@@ -199,7 +199,7 @@ meter: $(EMU)/plain/check_cuda  ## what the CUDA kernels move: prints the table 
 	@$< --meter | tee docs/meter.md
 
 # Elsewhere:  WELFORD_TEST_QUICK=1 build/tests/check --gpu SUITE...  and  tests/tools/sanitize-gpu build/tests/check SUITE...
-GPU_SUITES = $(CUDA_SUITES) bits gpu
+GPU_SUITES = $(CUDA_SUITES) bits gpu gpu_large
 check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite, all at once; SKIP where there is none (QUICK=0: every case)
 	@$(if $(filter 0,$(QUICK)),,WELFORD_TEST_QUICK=1) OMP_WAIT_POLICY=passive $< --gpu $(GPU_SUITES)
 
