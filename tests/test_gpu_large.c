@@ -100,8 +100,8 @@ typedef struct Tensors {
 enum { MOST_SMALL = 50000 };
 typedef struct Values { /* of the small call: the inputs, then what came out */
     uint16_t x[MOST_SMALL], dy[MOST_SMALL];
-    float    parameter[MOST_SMALL], statistic[MOST_SMALL], mean[MOST_SMALL], rstd[MOST_SMALL], dgamma[MOST_SMALL],
-             dbeta[MOST_SMALL];
+    float    parameter[MOST_SMALL], statistic[MOST_SMALL];
+    float    mean[MOST_SMALL], rstd[MOST_SMALL], dgamma[MOST_SMALL], dbeta[MOST_SMALL];
 } Values;
 
 static void draw(Values *v)
