@@ -24,6 +24,21 @@ template <class T> struct Weights {
     }
 };
 
+/* A parameter's gradient, likewise; nothing where there is none. */
+template <class T> struct WeightsOut {
+    dev::global<T>          same;
+    dev::global<real_of<T>> real;
+    bool                    accumulate;
+
+    WF_ON_DEVICE void store(int64_t i, real_of<T> value) const
+    {
+        if (same)
+            dev::store(same, i, down<T>(accumulate ? up(dev::load(same, i)) + value : value));
+        else if (real)
+            dev::store(real, i, accumulate ? dev::load(real, i) + value : value);
+    }
+};
+
 template <class T> struct Backward {
     using X = T;
     using R = real_of<T>;

@@ -1,7 +1,8 @@
-/* GroupNorm, InstanceNorm and BatchNorm backward on CUDA: sums, what becomes of them, and the variants. The sums of parts of
- * every channel of every sample come first, then in one launch the averages of the sets and the parameters' gradients, which
- * are sums of those, then dx. */
+/* GroupNorm, InstanceNorm and BatchNorm backward on CUDA: sums, what becomes of them, and the variants. Where x and dy are read
+ * twice, the sums of parts of every channel of every sample come first, then in one launch the averages of the sets and the
+ * parameters' gradients, which are sums of those, then dx. */
 #include "channels_first_backward.cuh"
+#include "channels_first_on_chip.cuh"
 #include "channels_last_backward.cuh"
 
 namespace
@@ -155,6 +156,55 @@ void combine(const Problem &p, const Geometry &g, dev::global<R> sums, dev::glob
     start(run, {dim3((unsigned)q.finish_blocks + set_blocks), dim3(FINISH_THREADS)}, channelnorm_backward__combine<R, W>, q);
 }
 
+/* dx and the sums in one launch; then the parameters' gradients, unless a cluster has all that they are made of. */
+template <bool CLUSTERED> bool on_chip_takes(const Problem &p)
+{
+    const Geometry g = geometry(p);
+    bool           takes = false;
+    with_params(p, g, [&](auto b, auto) {
+        const int cluster = on_chip_plan<typename decltype(b)::X>(g).cluster;
+        takes = CLUSTERED ? cluster > 1 : cluster == 1;
+    });
+    return takes;
+}
+
+/* Rows of sums of a sample: one for each block of its clusters. */
+int64_t on_chip_rows(const Problem &p, const Geometry &g)
+{
+    int64_t rows = 0;
+    with_params(p, g, [&](auto b, auto) { rows = g.across_batch ? 0 : on_chip_plan<typename decltype(b)::X>(g).cluster; });
+    return rows;
+}
+
+size_t on_chip_workspace(const Problem &p)
+{
+    const Geometry g = geometry(p);
+    return (size_t)(on_chip_rows(p, g) * g.n * 2 * g.c) * wf_dtype_size(wf_statistics_dtype(p.shape.x_dtype));
+}
+
+void on_chip_launch(const Problem &p, Run &run)
+{
+    const Geometry g = geometry(p);
+    with_params(p, g, [&](auto b, auto w) {
+        using T = typename decltype(b)::X;
+        using W = decltype(w);
+        using R = real_of<T>;
+        const int64_t rows = on_chip_rows(p, g);
+        const bool    parameters = rows && (wants_parameters(p) || run.load_only);
+        OnChip<T>     q = {};
+        b.sums = buffer<R>(parameters ? run.workspace : nullptr);
+        q.b = b;
+        if constexpr (std::is_same<T, W>::value)
+            q.dgamma.same = buffer<T>(p.dgamma), q.dbeta.same = buffer<T>(p.dbeta);
+        else
+            q.dgamma.real = buffer<R>(p.dgamma), q.dbeta.real = buffer<R>(p.dbeta);
+        q.dgamma.accumulate = q.dbeta.accumulate = p.accumulate;
+        on_chip(q, g, run);
+        if (parameters)
+            combine<R, W>(p, g, b.sums, dev::global<R>(), g.n, rows, run);
+    });
+}
+
 template <bool LAST> bool takes(const Problem &p)
 {
     return geometry(p).last == LAST;
@@ -204,6 +254,8 @@ template <bool LAST> void launch(const Problem &p, Run &run)
 
 /* What a sample's dx is made of depends on its shape alone: the same bits in every batch. */
 const Variant<channelnorm_backward> channelnorm_backward_variants[] = {
+    {"channels_first_in_block", 0, on_chip_takes<false>, on_chip_workspace, on_chip_launch},
+    {"channels_first_in_cluster", 90, on_chip_takes<true>, on_chip_workspace, on_chip_launch},
     {"channels_first_two_reads", 0, takes<false>, workspace<false>, launch<false>},
     {"channels_last_two_reads", 0, takes<true>, workspace<true>, launch<true>},
     {},

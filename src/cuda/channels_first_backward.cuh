@@ -1,6 +1,6 @@
-/* x is [n, c, hw]: backward in two reads. Sums are those of lines (a channel of a sample); which thread adds which elements of a
- * line up, and in what order, does not depend on where the line begins. dx has no such bounds: it is written in spans that
- * begin on whole vectors, whatever hw is. */
+/* x is [n, c, hw]: backward in two reads, and what the variants on chip share with it. Sums are those of lines (a channel of
+ * a sample); which thread adds which elements of a line up, and in what order, does not depend on where the line begins. dx
+ * has no such bounds: it is written in spans that begin on whole vectors, whatever hw is. */
 #ifndef WELFORD_CUDA_CHANNELS_FIRST_BACKWARD_CUH
 #define WELFORD_CUDA_CHANNELS_FIRST_BACKWARD_CUH
 
@@ -9,54 +9,109 @@
 namespace
 {
 
-enum { LINES = 256 }; /* at most, of a block */
-
-template <class T> constexpr int staged_of = THREADS *VECTORS *vec_of<T>; /* elements of a block */
-
-/* ---- sums -------------------------------------------------------------------------------------------------------- */
-
-/* A piece is some lines or, of lines that are long, a segment of one. */
-template <class T> struct FirstSums {
-    Backward<T> b;
-    int64_t     lines, pieces;
-    int         piece_lines;
-    int         lanes;             /* that share a line: a power of two up to 32, or all threads */
-    int64_t     segments, segment; /* of a line; elements of one: hw where there is one */
-    Divisor     by_segments;
-    bool        whole; /* lines and segments are whole vectors */
+enum {
+    LINES = 256, /* of a run, at most */
+    ITEMS = 512, /* of a block, at most */
 };
 
-/* Elements [begin, begin + n) into shared memory: element begin + i to shift + i, shift = begin % V. Arrived after
- * cp_async_wait and a barrier. */
-template <class T> WF_ON_DEVICE void stage(dev::global<const T> h, int64_t begin, int n, bool wide, dev::shared<T> to)
+/* ---- what a block holds in shared memory ------------------------------------------------------------------------- */
+
+/* Runs of n elements, each part of neighboring lines: `rest` elements of the first come before the run. */
+struct Held {
+    int64_t begin, stride; /* elements: the first run, from run to run */
+    int     runs, n, lines, rest;
+};
+
+/* How, as the host decides it. An item is what up to 32 lanes add up: a line, or a part of a long one. */
+struct Form {
+    int     pitch;       /* vectors of a run */
+    int     items, item; /* of a line; elements of one */
+    int     lanes;       /* of an item */
+    bool    whole;       /* items are whole vectors */
+    Divisor by_items;
+};
+
+/* Of lines or parts of them with so many elements, in runs of so many. */
+template <class T> Form form_of(int64_t length, int64_t run, bool whole)
+{
+    constexpr int V = vec_of<T>, MOST = 32 * 4 * V; /* a lane adds up 4 vectors, at most */
+    Form          f = {};
+    f.pitch = (int)ceil_div(run + (whole ? 0 : V - 1), V);
+    f.items = (int)ceil_div(length, MOST);
+    f.item = (int)ceil_div(ceil_div(length, f.items), V) * V;
+    f.lanes = 1;
+    while (f.lanes < 32 && f.lanes * (whole ? V : 4) < f.item)
+        f.lanes *= 2;
+    f.whole = whole;
+    f.by_items = Divisor(f.items);
+    return f;
+}
+
+/* f(at, from, i) for every vector that is held: where in shared memory, in memory, and from which element of its run on,
+ * which may be before the run (from is a whole vector). A warp takes a run or, where there are few, all threads do. */
+template <class T, class F> WF_ON_DEVICE void held_vectors(const Form &form, const Held &h, F f)
 {
     constexpr int V = vec_of<T>;
-    const int     shift = (int)(begin % V);
-    for (int at = threadIdx.x * V; at < shift + n; at += blockDim.x * V) {
-        const int i = at - shift;
-        if (wide && i >= 0 && i + V <= n)
-            dev::cp_async16(to + at, h, begin + i);
-        else
-#pragma unroll
-            for (int j = 0; j < V; j++)
-                if (i + j >= 0 && i + j < n)
-                    to[at + j] = dev::load(h, begin + i + j);
+    const bool    few = h.runs < (int)blockDim.x / 32;
+    const int     first = few ? 0 : threadIdx.x / 32, step = few ? 1 : blockDim.x / 32;
+    const int     member = few ? threadIdx.x : threadIdx.x % 32, members = few ? blockDim.x : 32;
+    for (int run = first; run < h.runs; run += step) {
+        const int64_t begin = h.begin + run * h.stride;
+        const int     shift = form.whole ? 0 : (int)(begin % V);
+        for (int i = member * V; i < shift + h.n; i += members * V)
+            f(run * form.pitch * V + i, begin + (i - shift), i - shift);
     }
 }
 
-/* The part of sum dy and sum dy * xhat of n elements, staged at `at`, that is for one of so many lanes. */
+/* Arrived after cp_async_wait and a barrier. */
 template <class T>
-WF_ON_DEVICE pair<real_of<T>> line_sums(dev::shared<T> dy, dev::shared<T> x, int at, int n, bool whole, bool has_x,
-                                     const Stats<real_of<T>> &s, int lane, int lanes)
+WF_ON_DEVICE void hold(dev::global<const T> from, bool wide, const Form &form, const Held &h, dev::shared<T> to)
+{
+    constexpr int V = vec_of<T>;
+    held_vectors<T>(form, h, [&](int at, int64_t begin, int i) {
+        if (wide && i >= 0 && i + V <= h.n)
+            dev::cp_async16(to + at, from, begin);
+        else
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                if (i + j >= 0 && i + j < h.n)
+                    to[at + j] = dev::load(from, begin + j);
+    });
+}
+
+/* total(i, sum over part(i, lane) of so many lanes) for i < count. Every thread calls. */
+template <class R, class Part, class Total> WF_ON_DEVICE void in_groups(int count, int lanes, Part part, Total total)
+{
+    const int lane = threadIdx.x % lanes, group = threadIdx.x / lanes, groups = blockDim.x / lanes;
+    for (int base = 0; base < count; base += groups) {
+        const int     i = base + group;
+        const pair<R> sum = lanes_sums(i < count ? part(i, lane) : pair<R>{0, 0}, lanes);
+        if (i < count && lane == 0)
+            total(i, sum);
+    }
+}
+
+WF_HOST_DEVICE int lanes_for(int64_t parts)
+{
+    int lanes = 1;
+    while (lanes < 32 && lanes < parts)
+        lanes *= 2;
+    return lanes;
+}
+
+/* The part of sum dy and sum dy * xhat of n held elements that is for one lane. */
+template <class T>
+WF_ON_DEVICE pair<real_of<T>> item_sums(dev::shared<T> dy, dev::shared<T> x, bool has_x, int at, int n, const Form &form,
+                                     int lane, const Stats<real_of<T>> &s)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>, STEP = 4;
     pair<R>       sum = {0, 0};
-    if (whole) {
-        for (int i = lane; i < n / V; i += lanes) {
-            const auto packed_dy = dev::recast<dev::vec<T, V>>(dy)[at / V + i];
-            const auto packed_x = dev::recast<dev::vec<T, V>>(x)[at / V + i];
-            R          g[V], gx[V];
+    if (form.whole) {
+        for (int i = lane; i < n / V; i += form.lanes) {
+            const dev::vec<T, V> packed_dy = dev::recast<dev::vec<T, V>>(dy)[at / V + i];
+            const dev::vec<T, V> packed_x = dev::recast<dev::vec<T, V>>(x)[at / V + i];
+            R                    g[V], gx[V];
 #pragma unroll
             for (int j = 0; j < V; j++) {
                 g[j] = up(packed_dy.v[j]);
@@ -67,11 +122,11 @@ WF_ON_DEVICE pair<real_of<T>> line_sums(dev::shared<T> dy, dev::shared<T> x, int
         }
         return sum;
     }
-    for (int i = lane; i < n; i += STEP * lanes) {
+    for (int i = lane; i < n; i += STEP * form.lanes) {
         R g[STEP], gx[STEP];
 #pragma unroll
         for (int j = 0; j < STEP; j++) {
-            const int k = i + j * lanes;
+            const int k = i + j * form.lanes;
             g[j] = k < n ? up(dy[at + k]) : R(0);
             gx[j] = k < n && has_x ? g[j] * s.normalized(up(x[at + k])) : R(0);
         }
@@ -81,24 +136,95 @@ WF_ON_DEVICE pair<real_of<T>> line_sums(dev::shared<T> dy, dev::shared<T> x, int
     return sum;
 }
 
+/* The sums of the held part of line `line` of run `run`, to items[(line * h.runs + run) * form.items]. stats(line) are those of
+ * its set. */
+template <class T, class StatsOf>
+WF_ON_DEVICE void line_sums(int hw, const Form &form, const Held &h, dev::shared<T> dy, dev::shared<T> x, bool has_x,
+                         StatsOf stats, dev::shared<pair<real_of<T>>> items)
+{
+    using R = real_of<T>;
+    constexpr int V = vec_of<T>;
+    const auto    part = [&](int i, int lane) {
+        const int     number = form.by_items.quotient(i);
+        const int     line = h.runs > 1 ? number / h.runs : number, run = number - line * h.runs;
+        const int     begin = line * hw - h.rest, from = (begin < 0 ? 0 : begin) + (i - number * form.items) * form.item;
+        const int     n = smallest(smallest(h.n, begin + hw) - from, form.item);
+        const int64_t first = h.begin + run * h.stride;
+        const int     at = run * form.pitch * V + (form.whole ? 0 : (int)(first % V)) + from;
+        return item_sums<T>(dy, x, has_x, at, n, form, lane, stats(line));
+    };
+    const int lines = h.runs * h.lines;
+    in_groups<R>(lines * form.items, form.lanes, part, [&](int i, pair<R> sum) { items[i] = sum; });
+    __syncthreads();
+    if (form.items == 1)
+        return;
+    const int  lanes = lanes_for(form.items);
+    const auto item = [&](int i, int lane) {
+        pair<R> sum = {0, 0};
+        for (int k = lane; k < form.items; k += lanes)
+            sum = Sum()(sum, pair<R>(items[i * form.items + k]));
+        return sum;
+    };
+    in_groups<R>(lines, lanes, item, [&](int i, pair<R> sum) { items[i * form.items] = sum; });
+    __syncthreads();
+}
+
+/* dy becomes dx: the vector's first element is on line `line`, its element `until` begins the next, and it has n. */
 template <class T>
-__global__ void __launch_bounds__(THREADS) channelnorm_backward_sums__channels_first(FirstSums<T> p)
+WF_ON_DEVICE void vector_gradient(dev::vec<T, vec_of<T>> &dy, const dev::vec<T, vec_of<T>> &x,
+                               dev::shared<Channel<real_of<T>>> channels, int line, int64_t until, int n, int64_t hw,
+                               bool frozen)
+{
+    constexpr int       V = vec_of<T>;
+    Channel<real_of<T>> channel = channels[line];
+    if (until >= V && !frozen) { /* most vectors */
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            dy.v[j] = down<T>(channel.gradient(up(x.v[j]), up(dy.v[j]), false));
+        return;
+    }
+    int next = (int)smallest<int64_t>(until, V);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        if (j == next && j < n) {
+            channel = channels[++line];
+            next += (int)smallest<int64_t>(hw, V);
+        }
+        dy.v[j] = down<T>(channel.gradient(up(x.v[j]), up(dy.v[j]), frozen));
+    }
+}
+
+/* ---- sums -------------------------------------------------------------------------------------------------------- */
+
+template <class T> constexpr int staged_of = THREADS *VECTORS *vec_of<T>; /* elements of a block */
+
+/* A piece is some lines or, of lines that are long, a segment of one. */
+template <class T> struct FirstSums {
+    Backward<T> b;
+    Form        form;
+    int64_t     lines, pieces;
+    int         piece_lines;
+    int64_t     segments, segment; /* of a line; elements of one: hw where there is one */
+    Divisor     by_segments;
+};
+
+template <class T>
+__global__ void __launch_bounds__(THREADS, 5) channelnorm_backward_sums__channels_first(FirstSums<T> p)
 {
     using R = real_of<T>;
     WF_SHARED(T, dy, staged_of<T>);
     WF_SHARED(T, x, staged_of<T>);
     WF_SHARED(Stats<R>, stats, LINES);
-    WF_SHARED(pair<R>, scratch, 2 * WARPS);
-    const int member = threadIdx.x % p.lanes, group = threadIdx.x / p.lanes, groups = THREADS / p.lanes;
+    WF_SHARED(pair<R>, items, LINES);
     for (int64_t piece = blockIdx.x; piece < p.pieces; piece += gridDim.x) {
         const int64_t block = p.by_segments.quotient(piece), segment = piece - block * p.segments;
-        const int64_t first = block * p.piece_lines, begin = first * p.b.hw + segment * p.segment;
+        const int64_t first = block * p.piece_lines;
         const int     lines = (int)smallest<int64_t>(p.piece_lines, p.lines - first);
         const int     length = (int)smallest(p.segment, p.b.hw - segment * p.segment);
-        const int     shift = (int)(begin % vec_of<T>);
-        stage(p.b.dy, begin, lines * length, p.b.dy_wide, dy);
+        const Held    h = {first * p.b.hw + segment * p.segment, 0, 1, lines * length, lines, 0};
+        hold(p.b.dy, p.b.dy_wide, p.form, h, dy);
         if (p.b.x)
-            stage(p.b.x, begin, lines * length, p.b.x_wide, x);
+            hold(p.b.x, p.b.x_wide, p.form, h, x);
         dev::cp_async_commit();
         for (int i = threadIdx.x; i < lines; i += THREADS) {
             const int64_t sample = p.b.by_c.quotient(first + i);
@@ -106,19 +232,13 @@ __global__ void __launch_bounds__(THREADS) channelnorm_backward_sums__channels_f
         }
         dev::cp_async_wait<0>();
         __syncthreads();
-        for (int base = 0, round = 0; base < lines; base += groups, round++) {
-            const int  line = base + group;
-            const bool present = line < lines;
-            pair<R>    sum = {0, 0};
-            if (present)
-                sum = line_sums<T>(dy, x, shift + line * length, length, p.whole, (bool)p.b.x, stats[line], member, p.lanes);
-            sum = p.lanes <= 32 ? lanes_sums(sum, p.lanes) : row_sums<WARPS>(sum, scratch + round % 2 * WARPS, false);
-            if (present && member == 0) {
-                const int64_t sample = p.b.by_c.quotient(first + line), row = sample * p.segments + segment;
-                const int64_t at = row * 2 * p.b.c + (first + line - sample * p.b.c);
-                dev::store(p.b.sums, at, sum.gx);
-                dev::store(p.b.sums, at + p.b.c, sum.g);
-            }
+        line_sums<T>(length, p.form, h, dy, x, (bool)p.b.x, [&](int line) { return Stats<R>(stats[line]); }, items);
+        for (int i = threadIdx.x; i < lines; i += THREADS) {
+            const int64_t sample = p.b.by_c.quotient(first + i), row = sample * p.segments + segment;
+            const int64_t at = row * 2 * p.b.c + (first + i - sample * p.b.c);
+            const pair<R> sum = items[i * p.form.items];
+            dev::store(p.b.sums, at, sum.gx);
+            dev::store(p.b.sums, at + p.b.c, sum.g);
         }
         __syncthreads();
     }
@@ -159,19 +279,9 @@ __global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_dx__channels_
             const int at = (k * THREADS + (int)threadIdx.x) * V, valid = valid_in(at, n, V);
             if (valid == 0)
                 break;
-            const int64_t line = p.by_hw.quotient(rest + at), left = (line + 1) * p.b.hw - (rest + at);
-            int           row = (int)line, until = (int)smallest<int64_t>(left, V);
-            Channel<R>    channel = channels[row];
-            R             dx[V];
-#pragma unroll
-            for (int j = 0; j < V; j++) {
-                if (j == until && j < valid) {
-                    channel = channels[++row];
-                    until += (int)smallest<int64_t>(p.b.hw, V);
-                }
-                dx[j] = channel.gradient(up(x[k].v[j]), up(dy[k].v[j]), p.b.frozen);
-            }
-            store_reals<true>(p.b.dx, begin + at, valid, p.b.dx_wide, dx);
+            const int64_t line = p.by_hw.quotient(rest + at), until = (line + 1) * p.b.hw - (rest + at);
+            vector_gradient<T>(dy[k], x[k], channels, (int)line, until, valid, p.b.hw, p.b.frozen);
+            store_packed<true>(p.b.dx, begin + at, valid, p.b.dx_wide, dy[k]);
         }
         __syncthreads();
     }
@@ -193,16 +303,6 @@ template <class T> int64_t segment_for(int64_t hw)
     return segments == 1 ? hw : ceil_div(ceil_div(hw, segments), V) * V;
 }
 
-/* A lane has a vector or four elements of a line before another is taken, unless the line is for all threads. */
-template <class T> int lanes_for(int64_t length, bool whole)
-{
-    const int64_t parts = ceil_div(length, whole ? vec_of<T> : 4);
-    int           lanes = 1;
-    while (lanes < 32 && lanes < parts)
-        lanes *= 2;
-    return parts > 4 * 32 ? THREADS : lanes;
-}
-
 template <class T> void first_sums(const Backward<T> &b, Run &run)
 {
     FirstSums<T> q = {};
@@ -211,12 +311,11 @@ template <class T> void first_sums(const Backward<T> &b, Run &run)
     q.segment = segment_for<T>(b.hw);
     q.segments = ceil_div(b.hw, q.segment);
     q.by_segments = Divisor(q.segments);
-    q.piece_lines = (int)(q.segments > 1 ? 1 : smallest<int64_t>(staged_most<T>(b.hw) / b.hw, LINES));
+    q.form = form_of<T>(q.segment, staged_most<T>(b.hw), b.hw % vec_of<T> == 0);
+    q.piece_lines = (int)(q.segments > 1 ? 1 : smallest<int64_t>(staged_most<T>(b.hw) / b.hw, LINES / q.form.items));
     if (q.piece_lines > vec_of<T>)
         q.piece_lines -= q.piece_lines % vec_of<T>; /* pieces begin on whole vectors */
     q.pieces = ceil_div(q.lines, q.piece_lines) * q.segments;
-    q.whole = b.hw % vec_of<T> == 0;
-    q.lanes = lanes_for<T>(q.segment, q.whole);
     start(run, {dim3(grid_for(q.pieces)), dim3(THREADS)}, channelnorm_backward_sums__channels_first<T>, q);
 }
 

@@ -1,0 +1,226 @@
+/* x is [n, c, hw]: backward where a block's shared memory, or a cluster's, holds whole sets. x and dy are read once, by
+ * asynchronous copies; the sums of lines, the sets' averages and dx follow on chip.
+ *   sets of neighboring lines (GroupNorm, InstanceNorm): a block holds some sets, or a cluster one, cut anywhere. Lines' sums
+ *     are left for the parameters' gradients.
+ *   across the batch: a cluster holds some neighboring channels, each of its blocks those of some samples. Their sums are the
+ *     parameters' gradients. */
+#ifndef WELFORD_CUDA_CHANNELS_FIRST_ON_CHIP_CUH
+#define WELFORD_CUDA_CHANNELS_FIRST_ON_CHIP_CUH
+
+#include "channels_first_backward.cuh"
+
+namespace
+{
+
+enum {
+    ON_CHIP_MUCH = 48 * 1024,      /* bytes, for 2 * THREADS threads */
+    ON_CHIP_AIM = 40 * 1024,       /* so that four blocks share a multiprocessor */
+    ON_CHIP_SOME = 32 * 1024,      /* of several sets */
+    ON_CHIP_MOST = 200 * 1024,
+    ON_CHIP_CLUSTER = 8,
+    ON_CHIP_RUN = 512,             /* bytes of a run, at least, so that few sectors are cut */
+    ON_CHIP_CLUSTER_LINE = 256,    /* elements of a line, where a cluster leaves a row of sums for each of its blocks */
+};
+
+template <class T> struct OnChip {
+    Backward<T>   b;
+    Form          form;
+    WeightsOut<T> dgamma, dbeta; /* across the batch */
+    int64_t       all;           /* lines or, across the batch, channels */
+    int           lines;         /* of them: of a cluster */
+    int           part;          /* of what a block has: elements of the lines or, across the batch, samples */
+    int           group_channels;
+    Divisor       by_hw;
+    real_of<T>    count;
+};
+
+template <class T>
+__global__ void __launch_bounds__(2 * THREADS, 2) channelnorm_backward_dx__channels_first_on_chip(OnChip<T> p)
+{
+    using R = real_of<T>;
+    constexpr int V = vec_of<T>;
+    WF_DYN_SHARED(T, dy);
+    WF_SHARED(Channel<R>, channels, LINES);
+    WF_SHARED(pair<R>, items, ITEMS);
+    WF_SHARED(pair<R>, sets, LINES);
+    const bool    across = p.b.across_batch;
+    const int     rank = dev::cluster_rank(), size = dev::cluster_size(), hw = (int)p.b.hw;
+    int64_t       first = (int64_t)(blockIdx.x / size) * p.lines; /* line; from here on, the block's first */
+    const int     lines = (int)smallest<int64_t>(p.lines, p.all - first);
+    int           skipped = 0;
+    Held          h = {0, p.b.c * p.b.hw, 1, lines * hw, lines, 0};
+    if (across) {
+        h.begin = (rank * p.part * p.b.c + first) * hw;
+        h.runs = valid_in(rank * p.part, (int)p.b.n, p.part);
+    } else {
+        const int skip = rank * p.part;
+        h.n = valid_in(skip, lines * hw, p.part);
+        skipped = p.by_hw.quotient(skip);
+        first += skipped;
+        h.rest = skip - skipped * hw;
+        h.begin = first * hw + h.rest;
+        h.lines = h.n ? p.by_hw.quotient(h.rest + h.n - 1) + 1 : 0;
+    }
+    const dev::shared<T> x = dy + h.runs * p.form.pitch * V;
+    hold(p.b.dy, p.b.dy_wide, p.form, h, dy);
+    if (p.b.x)
+        hold(p.b.x, p.b.x_wide, p.form, h, x);
+    dev::cp_async_commit();
+    for (int i = threadIdx.x; i < h.lines; i += blockDim.x) {
+        const int64_t sample = p.b.by_c.quotient(first + i), channel = first + i - sample * p.b.c;
+        channels[i] = {stats_of(p.b, p.b.set(sample, channel)), p.b.gamma.at(channel), 0, 0};
+    }
+    dev::cp_async_wait<0>();
+    __syncthreads();
+    line_sums<T>(hw, p.form, h, dy, x, (bool)p.b.x, [&](int line) { return Stats<R>(channels[line].s); }, items);
+    if (!across && p.b.sums)
+        for (int i = threadIdx.x; i < lines; i += blockDim.x) {
+            const int     line = i - skipped;
+            const int64_t number = first + line, sample = p.b.by_c.quotient(number), row = sample * size + rank;
+            const int64_t at = row * 2 * p.b.c + (number - sample * p.b.c);
+            const bool    mine = line >= 0 && line < h.lines;
+            const pair<R> sum = mine ? pair<R>(items[line * p.form.items]) : pair<R>{0, 0};
+            dev::store(p.b.sums, at, sum.gx);
+            dev::store(p.b.sums, at + p.b.c, sum.g);
+        }
+
+    const int set_lines = across ? h.runs : size > 1 ? h.lines : p.group_channels, lanes = lanes_for(set_lines);
+    const int count = across ? lines : size > 1 ? 1 : lines / p.group_channels;
+    const auto set_sums = [&](int set, int lane) {
+        LongSum<R> gx, g;
+        for (int i = lane; i < set_lines; i += lanes) {
+            const pair<R> sum = items[(set * set_lines + i) * p.form.items];
+            const R       gamma = across ? R(1) : channels[set * set_lines + i].gamma;
+            gx.add(gamma * sum.gx);
+            g.add(gamma * sum.g);
+        }
+        return pair<R>{g.value(), gx.value()};
+    };
+    in_groups<R>(count, lanes, set_sums, [&](int set, pair<R> sum) { sets[set] = sum; });
+    dev::cluster_sync();
+    for (int i = threadIdx.x; i < h.lines; i += blockDim.x) {
+        const int set = across ? i : size > 1 ? 0 : p.b.by_group_channels.quotient(i);
+        pair<R>   sum = {0, 0};
+        for (int k = 0; k < size; k++)
+            sum = Sum()(sum, pair<R>(dev::cluster_map(sets, k)[set]));
+        if (across && rank == 0) {
+            p.dgamma.store(first + i, sum.gx);
+            p.dbeta.store(first + i, sum.g);
+        }
+        const R gamma = across ? channels[i].gamma : R(1);
+        channels[i].gx = gamma * sum.gx / p.count;
+        channels[i].g = gamma * sum.g / p.count;
+    }
+    __syncthreads();
+    if (p.b.dx)
+        held_vectors<T>(p.form, h, [&](int at, int64_t to, int i) {
+            dev::vec<T, V> dx = dev::recast<dev::vec<T, V>>(dy)[at / V];
+            dev::vec<T, V> packed_x = {};
+            if (!p.b.frozen)
+                packed_x = dev::recast<dev::vec<T, V>>(x)[at / V];
+            const int line = i < 0 ? 0 : p.by_hw.quotient(h.rest + i);
+            vector_gradient<T>(dx, packed_x, channels, line, (line + 1) * hw - (h.rest + i), h.n - i, hw, p.b.frozen);
+            if (i >= 0)
+                store_packed<true>(p.b.dx, to, valid_in(i, h.n, V), p.b.dx_wide, dx);
+            else
+#pragma unroll
+                for (int j = 0; j < V; j++)
+                    if (i + j >= 0 && i + j < h.n)
+                        dev::store(p.b.dx, to + j, dx.v[j]);
+        });
+    dev::cluster_sync(); /* nobody leaves while its sums may still be read */
+}
+
+/* ---- the launch -------------------------------------------------------------------------------------------------- */
+
+/* What fits how; cluster = 0: nothing does. Of GroupNorm's and InstanceNorm's by a sample's shape alone. */
+struct OnChipPlan {
+    int     cluster, lines, part;
+    int64_t run, runs; /* elements of a run in shared memory, runs */
+    size_t  held;      /* bytes */
+};
+
+template <class T> int64_t held_size(const Geometry &g, int64_t run, int64_t runs)
+{
+    constexpr int64_t V = vec_of<T>;
+    return 2 * runs * ceil_div(run + (g.hw % V ? V - 1 : 0), V) * 16;
+}
+
+template <class T> OnChipPlan on_chip_sets(const Geometry &g)
+{
+    constexpr int64_t V = vec_of<T>;
+    const OnChipPlan  none = {};
+    int               cluster = 1;
+    while (cluster < ON_CHIP_CLUSTER && held_size<T>(g, ceil_div(g.count, cluster), 1) > ON_CHIP_AIM)
+        cluster *= 2;
+    int64_t sets = 1, part = g.count;
+    if (cluster > 1) {
+        part = ceil_div(ceil_div(part, cluster), 2 * V) * 2 * V;
+        if (g.hw < ON_CHIP_CLUSTER_LINE || part / g.hw + 2 > LINES)
+            return none;
+    } else {
+        sets = smallest(ON_CHIP_SOME / held_size<T>(g, g.count, 1), LINES / g.group_channels);
+        if (sets > V)
+            sets -= sets % V; /* blocks begin on whole vectors */
+        sets = sets < 1 ? 1 : sets;
+        part *= sets;
+    }
+    const int64_t lines = sets * g.group_channels, size = held_size<T>(g, part, 1);
+    if (size > ON_CHIP_MOST || (cluster == 1 && lines > LINES))
+        return none;
+    return {cluster, (int)lines, (int)part, part, 1, (size_t)size};
+}
+
+template <class T> OnChipPlan on_chip_channels(const Geometry &g)
+{
+    constexpr int64_t V = vec_of<T>;
+    const OnChipPlan  none = {};
+    int64_t           lines = ceil_div(ON_CHIP_RUN, g.hw * (int64_t)sizeof(T));
+    if (g.hw % V && lines > 1)
+        lines = ceil_div(lines, V) * V;
+    lines = smallest(lines, g.c);
+    int cluster = 1;
+    while (cluster < ON_CHIP_CLUSTER && held_size<T>(g, lines * g.hw, ceil_div(g.n, cluster)) > ON_CHIP_AIM)
+        cluster *= 2;
+    while (cluster == 1 && 2 * lines <= smallest<int64_t>(g.c, LINES) &&
+           held_size<T>(g, 2 * lines * g.hw, g.n) <= ON_CHIP_SOME && 2 * lines * g.n <= ITEMS)
+        lines *= 2;
+    const int64_t runs = ceil_div(g.n, cluster), size = held_size<T>(g, lines * g.hw, runs);
+    if (size > ON_CHIP_MOST || lines > LINES || cluster > g.n)
+        return none;
+    return {cluster, (int)lines, (int)runs, lines * g.hw, runs, (size_t)size};
+}
+
+template <class T> OnChipPlan on_chip_plan(const Geometry &g)
+{
+    const OnChipPlan none = {};
+    if (g.last || g.count == 0 || g.sets == 0 || g.hw > ON_CHIP_CLUSTER * ON_CHIP_MOST)
+        return none;
+    const OnChipPlan plan = g.across_batch ? on_chip_channels<T>(g) : on_chip_sets<T>(g);
+    if (plan.cluster == 0)
+        return none;
+    const int64_t length = smallest<int64_t>(g.hw, plan.run);
+    const int64_t items = form_of<T>(length, plan.run, g.hw % vec_of<T> == 0).items;
+    const int64_t lines = plan.cluster > 1 && !g.across_batch ? plan.part / g.hw + 2 : plan.lines;
+    return plan.runs * lines * items <= ITEMS ? plan : none;
+}
+
+template <class T> void on_chip(OnChip<T> &q, const Geometry &g, Run &run)
+{
+    const OnChipPlan plan = on_chip_plan<T>(g);
+    q.form = form_of<T>(smallest<int64_t>(g.hw, plan.run), plan.run, g.hw % vec_of<T> == 0);
+    q.all = g.across_batch ? g.c : g.n * g.c;
+    q.lines = plan.lines;
+    q.part = plan.part;
+    q.group_channels = (int)g.group_channels;
+    q.by_hw = Divisor(g.hw);
+    q.count = (real_of<T>)g.count;
+    const int64_t clusters = ceil_div(q.all, q.lines);
+    const unsigned cluster = (unsigned)plan.cluster, threads = (unsigned)(plan.held > ON_CHIP_MUCH ? 2 * THREADS : THREADS);
+    start(run, {dim3((unsigned)clusters * cluster), dim3(threads), plan.held, nullptr, cluster},
+          channelnorm_backward_dx__channels_first_on_chip<T>, q);
+}
+
+} // namespace
+
+#endif
