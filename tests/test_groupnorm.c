@@ -8,6 +8,9 @@ static const char *const lines[] = {
     "groupnorm_backward x=f32 n=2 c=2500 hw=3 groups=2",
     "groupnorm_backward x=bf16 w=f32 n=1 c=2500 hw=3 groups=1 layout=nhwc",
     "groupnorm_forward x=f32 n=1 c=40000 hw=1 groups=2",
+    "groupnorm_forward x=f32 n=1 c=4 hw=10007 groups=2 layout=nhwc data=offset", /* and longer than what one thread takes */
+    "groupnorm_backward x=f32 n=1 c=4 hw=10007 groups=2 layout=nhwc",
+    "groupnorm_backward x=f32 n=1 c=2 hw=20011 groups=1",
     "+groupnorm_forward x=f32 n=65537 c=3 hw=1 groups=3",
     "+groupnorm_forward x=bf16 w=f32 n=131073 c=1 hw=2 groups=1",
     "+groupnorm_backward x=f32 n=65537 c=3 hw=1 groups=3",
