@@ -288,7 +288,8 @@ demo: $(O)/examples/demo/demo $(EXAMPLES)  ## what each layer is for, on Fashion
 
 $(O)/examples/demo/demo: $(DEMO_OBJ) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs openblas zlib) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lm
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $$(pkg-config --libs-only-L openblas zlib) -Wl,--as-needed $(call static,openblas) \
+	    $(call static,z) $(if $(filter -lgomp,$(PRIVATE_LIBS)),$(call static,gomp)) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lm
 
 $(EXAMPLES): $(O)/%: $(O)/%.o $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
@@ -296,7 +297,8 @@ $(EXAMPLES): $(O)/%: $(O)/%.o $(STATIC)
 
 $(O)/examples/%.o: examples/%.c $(O)/flags
 	@mkdir -p $(@D); echo "  CC      $(@:$(O)/%=%)"
-	$(Q)$(CC) $(DEMO_FLAGS) $(if $(findstring /demo/,$<),$$(pkg-config --cflags openblas zlib)) $(DEPENDS) -c $< -o $@
+	$(Q)$(CC) $(DEMO_FLAGS) $(if $(findstring /demo/,$<),$$(pkg-config --cflags openblas zlib) \
+	    $(if $(call on,CUDA),-DDEMO_CUDA -isystem $(CUDA_HOME)/include)) $(DEPENDS) -c $< -o $@
 
 # ---- quality ----
 

@@ -27,7 +27,8 @@ static const char usage[] =
     "                      5 InstanceNorm, 6 running statistics)\n"
     "  --seeds N           seeds per cell, 1 to 16 (3)\n"
     "  --images N          images a run sees (panel 4: four times as many)\n"
-    "  --backend B         cpu, cuda or auto (auto)\n"
+    "  --backend B         cpu; cuda: layers and matrix products on a GPU; both: the panels on the CPU, the curves of\n"
+    "                      the check on both, overlaid (cpu)\n"
     "  --layers L          welford or naive: whose layers the panels use (welford)\n"
     "  --threads N         runs at a time (one per processor)\n"
     "  --out DIR           where the report goes (build/demo)\n"
@@ -38,7 +39,7 @@ static const char usage[] =
 /* Takes "--name value" and "--name=value". */
 static options parse(int argc, char **argv)
 {
-    options o = {.seeds = 3, .threads = workers_default(), .backend = "auto", .out = "build/demo", .layers = "welford"};
+    options o = {.seeds = 3, .threads = workers_default(), .backend = "cpu", .out = "build/demo", .layers = "welford"};
     for (int i = 1; i < argc; i++) {
         const char *equals = strchr(argv[i], '=');
         size_t length = equals ? (size_t)(equals - argv[i]) : strlen(argv[i]);
@@ -88,30 +89,37 @@ static options parse(int argc, char **argv)
     return o;
 }
 
-/* The back-end and the variant its LayerNorm picks, as a dry run finds them; the front of the variant list is tried
- * first, as the library does. */
-static const char *choose_backend(const char *wanted)
+/* The variant that LayerNorm picks on the CPU, as a dry run finds it; the front of the list is tried first, as the library
+ * does. */
+static const char *cpu_variant(void)
 {
-    static char text[64];
-    bool cuda = !strcmp(wanted, "cuda") || (!strcmp(wanted, "auto") && wf_default_backend() == WF_CUDA);
-    if (strcmp(wanted, "cuda") && strcmp(wanted, "cpu") && strcmp(wanted, "auto"))
-        die("--backend=%s: expected cpu, cuda or auto", wanted);
     wf_layernorm what = {.size = sizeof what, .rows = 64, .cols = 128, .eps = 1e-5};
-    wf_exec exec = {.size = sizeof exec, .backend = cuda ? WF_CUDA : WF_CPU, .flags = WF_DRY_RUN};
-    if (!strcmp(wanted, "cuda")) {
-        if (wf_layernorm_forward(&what, NULL, &exec) == WF_UNSUPPORTED)
-            die("--backend=cuda: this build of the library has no CUDA back-end (%s)", wf_error_detail());
-        die("--backend=cuda: the demo keeps its tensors in host memory and cannot use a GPU yet");
-    }
-    if (cuda)
-        printf("A GPU is usable, but the demo keeps its tensors in host memory: running on the CPU.\n");
-    exec.backend = WF_CPU;
+    wf_exec exec = {.size = sizeof exec, .flags = WF_DRY_RUN};
     for (int i = 0; (exec.variant = wf_variant("layernorm_forward", WF_CPU, i)); i++)
-        if (wf_layernorm_forward(&what, NULL, &exec) == WF_OK) {
-            snprintf(text, sizeof text, "cpu (%s)", exec.variant);
-            return text;
-        }
-    return "cpu";
+        if (wf_layernorm_forward(&what, NULL, &exec) == WF_OK)
+            return exec.variant;
+    return "any";
+}
+
+/* Whose layers are checked, and beside which; returns what the report calls the back-end. */
+static const char *choose_backend(settings *s, const char *wanted)
+{
+    static char text[512];
+    bool both = !strcmp(wanted, "both"), gpu = both || !strcmp(wanted, "cuda");
+    if (!gpu && strcmp(wanted, "cpu"))
+        die("--backend=%s: expected cpu, cuda or both", wanted);
+    const char *why_not = gpu ? gpu_open() : NULL;
+    if (why_not)
+        die("--backend=%s: no GPU to train on: %s", wanted, why_not);
+    s->checked = gpu && !both ? &layers_welford_gpu : &layers_welford;
+    s->beside = both ? &layers_welford_gpu : NULL;
+    if (both)
+        snprintf(text, sizeof text, "cpu (%s) and %s", cpu_variant(), gpu_name());
+    else if (gpu)
+        snprintf(text, sizeof text, "%s", gpu_name());
+    else
+        snprintf(text, sizeof text, "cpu (%s)", cpu_variant());
+    return text;
 }
 
 /* OpenBLAS is kept to one thread per call: the demo trains several networks at once instead. */
@@ -178,21 +186,22 @@ int main(int argc, char **argv)
         return 0;
     }
     double begun = seconds();
-    run_facts facts = {.quick = o.quick, .blas = prepare_blas(), .backend = choose_backend(o.backend)};
+    fashion data;
+    settings s = {.data = &data};
+    run_facts facts = {.quick = o.quick, .blas = prepare_blas(), .backend = choose_backend(&s, o.backend)};
     char version[32];
     snprintf(version, sizeof version, "%u.%u.%u", wf_version() >> 16, wf_version() >> 8 & 255, wf_version() & 255);
     facts.version = version;
     ui_set_backend(facts.backend);
     find_processor(facts.machine, sizeof facts.machine);
 
-    fashion data;
     if (!fashion_load(&data, 60000, 10000))
         die("%s", data.source);
     bool naive = !strcmp(o.layers, "naive");
     if (!naive && strcmp(o.layers, "welford"))
         die("--layers=%s: expected welford or naive", o.layers);
     facts.layers = o.layers;
-    settings s = {.layers = naive ? &layers_naive : &layers_welford, .data = &data};
+    s.layers = naive ? &layers_naive : s.checked;
     choose_sizes(&s, &o);
 
     printf("%swelford %s%s on %s, %s, %d run%s at a time%s\n", ui_bold(), version, ui_plain(), facts.backend, facts.blas,

@@ -207,4 +207,4 @@ static void dropout_backward(const dropout *d, float *dy_dx, scratch *s)
     select_kept(d, dy_dx, dy_dx, d->kind == DROPOUT_ALPHA ? alpha_scale(d->p) : 1 / (1 - d->p), 0, 0);
 }
 
-const layers layers_naive = {"naive", norm_forward, norm_backward, dropout_forward, dropout_backward};
+const layers layers_naive = {"naive", false, norm_forward, norm_backward, dropout_forward, dropout_backward};

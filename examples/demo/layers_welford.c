@@ -3,27 +3,33 @@
 #include "layers.h"
 #include "ui.h"
 
-#include <stdlib.h>
 #include <welford.h>
 
-/* Where a call runs. One thread per call: the demo trains several networks at once instead. */
+static wf_backend backend(const scratch *s)
+{
+    return s->gpu ? WF_CUDA : WF_CPU;
+}
+
+/* Where a call runs. One thread per call on the CPU: the demo trains several networks at once instead. */
 static wf_exec where(scratch *s, size_t workspace_size)
 {
     if (workspace_size > s->size) {
-        free(s->memory);
-        s->memory = malloc(workspace_size);
-        s->size = s->memory ? workspace_size : 0;
-        if (!s->memory)
-            die("out of memory");
+        const layers *owner = s->gpu ? &layers_welford_gpu : &layers_welford;
+        tensor_free(owner, s->memory);
+        s->memory = tensor_new(owner, workspace_size);
+        s->size = workspace_size;
     }
-    return (wf_exec){.size = sizeof(wf_exec), .backend = WF_CPU, .workspace = s->memory, .workspace_size = s->size,
-                     .threads = 1};
+    return (wf_exec){.size = sizeof(wf_exec), .backend = backend(s), .stream = s->gpu ? gpu_stream(s->gpu) : NULL,
+                     .workspace = s->memory, .workspace_size = s->size, .threads = s->gpu ? 0 : 1};
 }
 
-static void must(wf_status status)
+/* The loops of the demo come next, so the GPU is waited for. */
+static void finish(scratch *s, wf_status status)
 {
     if (status != WF_OK)
         die("welford: %s: %s", wf_status_string(status), wf_error_detail());
+    if (s->gpu)
+        gpu_wait(s->gpu);
 }
 
 static wf_layernorm as_layernorm(const norm *l)
@@ -65,8 +71,8 @@ static void layernorm_forward(const norm *l, pass mode, const float *x, float *y
     wf_layernorm what = as_layernorm(l);
     wf_layernorm_forward_args with = {.size = sizeof with, .x = x, .gamma = l->gamma, .beta = l->beta, .y = y,
                                       .mean = l->mean, .rstd = l->rstd, .mean_lo = l->mean_lo};
-    wf_exec exec = where(s, wf_layernorm_forward_workspace(&what, WF_CPU));
-    must(wf_layernorm_forward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_layernorm_forward_workspace(&what, backend(s)));
+    finish(s, wf_layernorm_forward(&what, &with, &exec));
 }
 
 static void layernorm_backward(const norm *l, pass mode, const float *x, float *dy_dx, scratch *s)
@@ -76,8 +82,8 @@ static void layernorm_backward(const norm *l, pass mode, const float *x, float *
     wf_layernorm_backward_args with = {.size = sizeof with, .dy = dy_dx, .x = x, .gamma = l->gamma, .mean = l->mean,
                                        .rstd = l->rstd, .mean_lo = l->mean_lo, .dx = dy_dx, .dgamma = l->dgamma,
                                        .dbeta = l->dbeta};
-    wf_exec exec = where(s, wf_layernorm_backward_workspace(&what, WF_CPU));
-    must(wf_layernorm_backward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_layernorm_backward_workspace(&what, backend(s)));
+    finish(s, wf_layernorm_backward(&what, &with, &exec));
 }
 
 static void rmsnorm_forward(const norm *l, pass mode, const float *x, float *y, scratch *s)
@@ -85,8 +91,8 @@ static void rmsnorm_forward(const norm *l, pass mode, const float *x, float *y, 
     (void)mode;
     wf_rmsnorm what = as_rmsnorm(l);
     wf_rmsnorm_forward_args with = {.size = sizeof with, .x = x, .gamma = l->gamma, .y = y, .rrms = l->rstd};
-    wf_exec exec = where(s, wf_rmsnorm_forward_workspace(&what, WF_CPU));
-    must(wf_rmsnorm_forward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_rmsnorm_forward_workspace(&what, backend(s)));
+    finish(s, wf_rmsnorm_forward(&what, &with, &exec));
 }
 
 static void rmsnorm_backward(const norm *l, pass mode, const float *x, float *dy_dx, scratch *s)
@@ -95,8 +101,8 @@ static void rmsnorm_backward(const norm *l, pass mode, const float *x, float *dy
     wf_rmsnorm what = as_rmsnorm(l);
     wf_rmsnorm_backward_args with = {.size = sizeof with, .dy = dy_dx, .x = x, .gamma = l->gamma, .rrms = l->rstd,
                                      .dx = dy_dx, .dgamma = l->dgamma};
-    wf_exec exec = where(s, wf_rmsnorm_backward_workspace(&what, WF_CPU));
-    must(wf_rmsnorm_backward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_rmsnorm_backward_workspace(&what, backend(s)));
+    finish(s, wf_rmsnorm_backward(&what, &with, &exec));
 }
 
 static void groupnorm_forward(const norm *l, pass mode, const float *x, float *y, scratch *s)
@@ -105,8 +111,8 @@ static void groupnorm_forward(const norm *l, pass mode, const float *x, float *y
     wf_groupnorm what = as_groupnorm(l);
     wf_groupnorm_forward_args with = {.size = sizeof with, .x = x, .gamma = l->gamma, .beta = l->beta, .y = y,
                                       .mean = l->mean, .rstd = l->rstd, .mean_lo = l->mean_lo};
-    wf_exec exec = where(s, wf_groupnorm_forward_workspace(&what, WF_CPU));
-    must(wf_groupnorm_forward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_groupnorm_forward_workspace(&what, backend(s)));
+    finish(s, wf_groupnorm_forward(&what, &with, &exec));
 }
 
 static void groupnorm_backward(const norm *l, pass mode, const float *x, float *dy_dx, scratch *s)
@@ -116,8 +122,8 @@ static void groupnorm_backward(const norm *l, pass mode, const float *x, float *
     wf_groupnorm_backward_args with = {.size = sizeof with, .dy = dy_dx, .x = x, .gamma = l->gamma, .mean = l->mean,
                                        .rstd = l->rstd, .mean_lo = l->mean_lo, .dx = dy_dx, .dgamma = l->dgamma,
                                        .dbeta = l->dbeta};
-    wf_exec exec = where(s, wf_groupnorm_backward_workspace(&what, WF_CPU));
-    must(wf_groupnorm_backward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_groupnorm_backward_workspace(&what, backend(s)));
+    finish(s, wf_groupnorm_backward(&what, &with, &exec));
 }
 
 /* Running statistics are used where there are some and the pass asks for them. */
@@ -133,8 +139,8 @@ static void batchnorm_forward(const norm *l, pass mode, const float *x, float *y
         wf_batchnorm_infer_args with = {.size = sizeof with, .x = x, .gamma = l->gamma, .beta = l->beta,
                                         .running_mean = l->running_mean, .running_var = l->running_var, .y = y,
                                         .rstd = l->rstd};
-        wf_exec exec = where(s, wf_batchnorm_infer_workspace(&what, WF_CPU));
-        must(wf_batchnorm_infer(&what, &with, &exec));
+        wf_exec exec = where(s, wf_batchnorm_infer_workspace(&what, backend(s)));
+        finish(s, wf_batchnorm_infer(&what, &with, &exec));
         return;
     }
     bool moves = l->running_mean && mode == PASS_TRAIN;
@@ -143,8 +149,8 @@ static void batchnorm_forward(const norm *l, pass mode, const float *x, float *y
                                     .running_mean_in = running_mean, .running_var_in = running_var,
                                     .running_mean_out = running_mean, .running_var_out = running_var, .y = y,
                                     .mean = l->mean, .rstd = l->rstd, .mean_lo = l->mean_lo};
-    wf_exec exec = where(s, wf_batchnorm_train_workspace(&what, WF_CPU));
-    must(wf_batchnorm_train(&what, &with, &exec));
+    wf_exec exec = where(s, wf_batchnorm_train_workspace(&what, backend(s)));
+    finish(s, wf_batchnorm_train(&what, &with, &exec));
 }
 
 static void batchnorm_backward(const norm *l, pass mode, const float *x, float *dy_dx, scratch *s)
@@ -156,8 +162,8 @@ static void batchnorm_backward(const norm *l, pass mode, const float *x, float *
                                        .mean = frozen ? l->running_mean : l->mean, .rstd = l->rstd,
                                        .mean_lo = frozen ? NULL : l->mean_lo, .dx = dy_dx, .dgamma = l->dgamma,
                                        .dbeta = l->dbeta};
-    wf_exec exec = where(s, wf_batchnorm_backward_workspace(&what, WF_CPU));
-    must(wf_batchnorm_backward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_batchnorm_backward_workspace(&what, backend(s)));
+    finish(s, wf_batchnorm_backward(&what, &with, &exec));
 }
 
 static void instancenorm_forward(const norm *l, pass mode, const float *x, float *y, scratch *s)
@@ -167,8 +173,8 @@ static void instancenorm_forward(const norm *l, pass mode, const float *x, float
         wf_instancenorm_infer_args with = {.size = sizeof with, .x = x, .gamma = l->gamma, .beta = l->beta,
                                            .running_mean = l->running_mean, .running_var = l->running_var, .y = y,
                                            .rstd = l->rstd};
-        wf_exec exec = where(s, wf_instancenorm_infer_workspace(&what, WF_CPU));
-        must(wf_instancenorm_infer(&what, &with, &exec));
+        wf_exec exec = where(s, wf_instancenorm_infer_workspace(&what, backend(s)));
+        finish(s, wf_instancenorm_infer(&what, &with, &exec));
         return;
     }
     bool moves = l->running_mean && mode == PASS_TRAIN;
@@ -177,8 +183,8 @@ static void instancenorm_forward(const norm *l, pass mode, const float *x, float
                                        .running_mean_in = running_mean, .running_var_in = running_var,
                                        .running_mean_out = running_mean, .running_var_out = running_var, .y = y,
                                        .mean = l->mean, .rstd = l->rstd, .mean_lo = l->mean_lo};
-    wf_exec exec = where(s, wf_instancenorm_train_workspace(&what, WF_CPU));
-    must(wf_instancenorm_train(&what, &with, &exec));
+    wf_exec exec = where(s, wf_instancenorm_train_workspace(&what, backend(s)));
+    finish(s, wf_instancenorm_train(&what, &with, &exec));
 }
 
 static void instancenorm_backward(const norm *l, pass mode, const float *x, float *dy_dx, scratch *s)
@@ -190,8 +196,8 @@ static void instancenorm_backward(const norm *l, pass mode, const float *x, floa
                                           .mean = frozen ? l->running_mean : l->mean, .rstd = l->rstd,
                                           .mean_lo = frozen ? NULL : l->mean_lo, .dx = dy_dx, .dgamma = l->dgamma,
                                           .dbeta = l->dbeta};
-    wf_exec exec = where(s, wf_instancenorm_backward_workspace(&what, WF_CPU));
-    must(wf_instancenorm_backward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_instancenorm_backward_workspace(&what, backend(s)));
+    finish(s, wf_instancenorm_backward(&what, &with, &exec));
 }
 
 static wf_dropout as_dropout(const dropout *d)
@@ -206,16 +212,16 @@ static void dropout_forward(const dropout *d, const float *x, float *y, scratch 
 {
     wf_dropout what = as_dropout(d);
     wf_dropout_args with = {.size = sizeof with, .x = x, .y = y, .seed = d->seed, .offset = d->offset};
-    wf_exec exec = where(s, wf_dropout_forward_workspace(&what, WF_CPU));
-    must(wf_dropout_forward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_dropout_forward_workspace(&what, backend(s)));
+    finish(s, wf_dropout_forward(&what, &with, &exec));
 }
 
 static void dropout_backward(const dropout *d, float *dy_dx, scratch *s)
 {
     wf_dropout what = as_dropout(d);
     wf_dropout_args with = {.size = sizeof with, .x = dy_dx, .y = dy_dx, .seed = d->seed, .offset = d->offset};
-    wf_exec exec = where(s, wf_dropout_backward_workspace(&what, WF_CPU));
-    must(wf_dropout_backward(&what, &with, &exec));
+    wf_exec exec = where(s, wf_dropout_backward_workspace(&what, backend(s)));
+    finish(s, wf_dropout_backward(&what, &with, &exec));
 }
 
 static const struct {
@@ -239,4 +245,5 @@ static void norm_backward(const norm *l, pass mode, const float *x, float *dy_dx
     norm_calls[l->kind].backward(l, mode, x, dy_dx, s);
 }
 
-const layers layers_welford = {"welford", norm_forward, norm_backward, dropout_forward, dropout_backward};
+const layers layers_welford = {"welford", false, norm_forward, norm_backward, dropout_forward, dropout_backward};
+const layers layers_welford_gpu = {"welford", true, norm_forward, norm_backward, dropout_forward, dropout_backward};

@@ -48,11 +48,9 @@ static int64_t elements(shape s)
     return s.c * pixels(s);
 }
 
-static float *floats(int64_t count, float value)
+static float *floats(const net *t, int64_t count, float value)
 {
-    float *v = malloc(sizeof *v * (size_t)count);
-    if (!v)
-        die("out of memory");
+    float *v = tensor_new(t->layers, sizeof *v * (size_t)count);
     for (int64_t i = 0; i < count; i++)
         v[i] = value;
     return v;
@@ -65,7 +63,7 @@ static step *add_step(net *t, step_kind kind, shape in, shape out)
     s->kind = kind;
     s->in = in;
     s->out = out;
-    s->y = floats(t->options.batch * elements(out), 0);
+    s->y = floats(t, t->options.batch * elements(out), 0);
     return s;
 }
 
@@ -73,15 +71,15 @@ static shape add_weights(net *t, step_kind kind, shape in, shape out, rng *r)
 {
     step *s = add_step(t, kind, in, out);
     int64_t fan_in = kind == CONV ? KERNEL * KERNEL * in.c : elements(in);
-    s->w = floats(out.c * fan_in, 0);
-    s->b = floats(out.c, 0);
+    s->w = floats(t, out.c * fan_in, 0);
+    s->b = floats(t, out.c, 0);
     double sd = t->options.init_scale * sqrt(2.0 / (double)fan_in);
     for (int64_t i = 0; i < out.c * fan_in; i++)
         s->w[i] = (float)(sd * rng_normal(r));
     if (kind == CONV)
-        s->columns = floats(t->options.batch * pixels(out) * fan_in, 0);
+        s->columns = floats(t, t->options.batch * pixels(out) * fan_in, 0);
     if (kind == CONV && t->steps > 1)
-        s->dcolumns = floats(t->options.batch * pixels(out) * fan_in, 0);
+        s->dcolumns = floats(t, t->options.batch * pixels(out) * fan_in, 0);
     return out;
 }
 
@@ -92,20 +90,20 @@ static void add_norm(net *t, shape in)
     norm *l = &add_step(t, NORM, in, in)->norm;
     *l = (norm){.kind = t->options.norm, .channels_last = t->options.channels_last, .n = t->options.batch, .c = in.c,
                 .hw = pixels(in), .groups = in.c == HIDDEN ? 8 : 4, .eps = 1e-5};
-    l->gamma = floats(in.c, 1);
-    l->dgamma = floats(in.c, 0);
+    l->gamma = floats(t, in.c, 1);
+    l->dgamma = floats(t, in.c, 0);
     if (l->kind != NORM_RMS) {
-        l->beta = floats(in.c, 0);
-        l->dbeta = floats(in.c, 0);
+        l->beta = floats(t, in.c, 0);
+        l->dbeta = floats(t, in.c, 0);
     }
     if (l->kind == NORM_BATCH || (l->kind == NORM_INSTANCE && t->options.track)) {
-        l->running_mean = floats(in.c, 0);
-        l->running_var = floats(in.c, 1);
+        l->running_mean = floats(t, in.c, 0);
+        l->running_var = floats(t, in.c, 1);
     }
     int64_t statistics = norm_statistics(l, t->options.batch);
-    l->mean = floats(statistics, 0);
-    l->rstd = floats(statistics, 0);
-    l->mean_lo = floats(statistics, 0);
+    l->mean = floats(t, statistics, 0);
+    l->rstd = floats(t, statistics, 0);
+    l->mean_lo = floats(t, statistics, 0);
 }
 
 static void add_dropout(net *t, shape in)
@@ -143,6 +141,7 @@ net *net_new(const net_options *options, const layers *layers)
         die("out of memory");
     t->layers = layers;
     t->options = *options;
+    t->scratch.gpu = layers->gpu ? gpu_take() : NULL;
     rng r = {options->seed};
     shape at = {IMAGE_PIXELS, 1};
     if (options->kind == MLP) {
@@ -167,7 +166,7 @@ net *net_new(const net_options *options, const layers *layers)
     for (int i = 0; i < t->steps; i++)
         largest = elements(t->step[i].in) > largest ? elements(t->step[i].in) : largest;
     for (int i = 0; i < 2; i++)
-        t->gradient[i] = floats(options->batch * largest, 0);
+        t->gradient[i] = floats(t, options->batch * largest, 0);
     return t;
 }
 
@@ -179,22 +178,34 @@ void net_free(net *t)
         float *owned[] = {s->y, s->w, s->b, s->columns, s->dcolumns, l->gamma, l->beta, l->dgamma, l->dbeta, l->running_mean,
                           l->running_var, l->mean, l->rstd, l->mean_lo};
         for (size_t k = 0; k < sizeof owned / sizeof *owned; k++)
-            free(owned[k]);
+            tensor_free(t->layers, owned[k]);
         free(s->argmax);
     }
-    free(t->gradient[0]);
-    free(t->gradient[1]);
-    free(t->scratch.memory);
+    tensor_free(t->layers, t->gradient[0]);
+    tensor_free(t->layers, t->gradient[1]);
+    tensor_free(t->layers, t->scratch.memory);
+    if (t->scratch.gpu)
+        gpu_give(t->scratch.gpu);
     free(t);
 }
 
-/* Row-major c [m, n] = alpha op(a) op(b) + beta c, every matrix packed. */
-static void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha, const float *a,
-                     const float *b, double beta, float *c)
+/* Row-major c [m, n] = alpha op(a) op(b) + beta c, every matrix packed; done after wait(). */
+static void multiply(const net *t, bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, double alpha,
+                     const float *a, const float *b, double beta, float *c)
 {
+    if (t->scratch.gpu) {
+        gpu_multiply(t->scratch.gpu, transpose_a, transpose_b, m, n, k, alpha, a, b, beta, c);
+        return;
+    }
     cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans, (int)m,
                 (int)n, (int)k, (float)alpha, a, (int)(transpose_a ? m : k), b, (int)(transpose_b ? k : n), (float)beta,
                 c, (int)n);
+}
+
+static void wait(const net *t)
+{
+    if (t->scratch.gpu)
+        gpu_wait(t->scratch.gpu);
 }
 
 /* Strides of a [c, side, side] activation in either layout. */
@@ -281,9 +292,10 @@ static void silu_backward(const float *x, float *dy, int64_t count)
     }
 }
 
-static void linear_forward(const step *s, const float *x, int64_t n)
+static void linear_forward(const net *t, const step *s, const float *x, int64_t n)
 {
-    multiply(false, true, n, s->out.c, elements(s->in), 1, x, s->w, 0, s->y);
+    multiply(t, false, true, n, s->out.c, elements(s->in), 1, x, s->w, 0, s->y);
+    wait(t);
     add_bias(s->y, s->b, n, s->out.c, 1, true);
 }
 
@@ -293,11 +305,12 @@ static void conv_forward(const net *t, const step *s, const float *x, int64_t n)
     int64_t fan_in = KERNEL * KERNEL * s->in.c, hw = pixels(s->out);
     gather_patches(t, s, x, n);
     if (t->options.channels_last)
-        multiply(false, true, n * hw, s->out.c, fan_in, 1, s->columns, s->w, 0, s->y);
+        multiply(t, false, true, n * hw, s->out.c, fan_in, 1, s->columns, s->w, 0, s->y);
     else
         for (int64_t i = 0; i < n; i++)
-            multiply(false, true, s->out.c, hw, fan_in, 1, s->w, s->columns + i * hw * fan_in, 0,
+            multiply(t, false, true, s->out.c, hw, fan_in, 1, s->w, s->columns + i * hw * fan_in, 0,
                      s->y + i * s->out.c * hw);
+    wait(t);
     add_bias(s->y, s->b, n, s->out.c, hw, t->options.channels_last);
 }
 
@@ -364,7 +377,7 @@ const float *net_forward(net *t, pass mode, const float *x, int64_t n)
     for (int i = 0; i < t->steps; i++) {
         step *s = &t->step[i];
         switch (s->kind) {
-        case LINEAR: linear_forward(s, x, n); break;
+        case LINEAR: linear_forward(t, s, x, n); break;
         case CONV: conv_forward(t, s, x, n); break;
         case MAX_POOL: max_pool_forward(t, s, x, n); break;
         case AVERAGE_POOL: average_pool_forward(t, s, x, n); break;
@@ -408,14 +421,15 @@ static void descend_bias(float *b, const float *dy, int64_t n, int64_t c, int64_
 }
 
 /* dx (NULL: not wanted) by the old weights, then w = (1 - lr weight_decay) w - lr dy^T x in one product. */
-static void linear_backward(const step *s, const float *x, const float *dy, float *dx, int64_t n, double lr,
-                            double weight_decay)
+static void linear_backward(const net *t, const step *s, const float *x, const float *dy, float *dx, int64_t n,
+                            double lr, double weight_decay)
 {
     int64_t in = elements(s->in);
     if (dx)
-        multiply(false, false, n, in, s->out.c, 1, dy, s->w, 0, dx);
-    multiply(true, false, s->out.c, in, n, -lr, dy, x, 1 - lr * weight_decay, s->w);
+        multiply(t, false, false, n, in, s->out.c, 1, dy, s->w, 0, dx);
+    multiply(t, true, false, s->out.c, in, n, -lr, dy, x, 1 - lr * weight_decay, s->w);
     descend_bias(s->b, dy, n, s->out.c, 1, true, lr);
+    wait(t);
 }
 
 static void conv_backward(const net *t, const step *s, const float *dy, float *dx, int64_t n, double lr,
@@ -425,15 +439,17 @@ static void conv_backward(const net *t, const step *s, const float *dy, float *d
     bool last = t->options.channels_last;
     if (dx) { /* dcolumns = dy w, then added back into dx */
         for (int64_t i = 0; i < (last ? 1 : n); i++)
-            multiply(!last, false, last ? n * hw : hw, fan_in, s->out.c, 1, dy + i * s->out.c * hw, s->w, 0,
+            multiply(t, !last, false, last ? n * hw : hw, fan_in, s->out.c, 1, dy + i * s->out.c * hw, s->w, 0,
                      s->dcolumns + i * hw * fan_in);
         memset(dx, 0, sizeof *dx * (size_t)(n * elements(s->in)));
+        wait(t);
         scatter_patches(t, s, s->dcolumns, dx, n);
     }
     for (int64_t i = 0; i < (last ? 1 : n); i++)
-        multiply(last, false, s->out.c, fan_in, last ? n * hw : hw, -lr, dy + i * s->out.c * hw,
+        multiply(t, last, false, s->out.c, fan_in, last ? n * hw : hw, -lr, dy + i * s->out.c * hw,
                  s->columns + i * hw * fan_in, i ? 1 : 1 - lr * weight_decay, s->w);
     descend_bias(s->b, dy, n, s->out.c, hw, last, lr);
+    wait(t);
 }
 
 void net_backward(net *t, pass mode, const float *x, const float *dlogits, int64_t n, double lr, double weight_decay)
@@ -444,7 +460,7 @@ void net_backward(net *t, pass mode, const float *x, const float *dlogits, int64
         step *s = &t->step[i];
         const float *input = i ? t->step[i - 1].y : x;
         switch (s->kind) {
-        case LINEAR: linear_backward(s, input, dy, i ? other : NULL, n, lr, weight_decay); break;
+        case LINEAR: linear_backward(t, s, input, dy, i ? other : NULL, n, lr, weight_decay); break;
         case CONV: conv_backward(t, s, dy, i ? other : NULL, n, lr, weight_decay); break;
         case MAX_POOL:
             memset(other, 0, sizeof *other * (size_t)(n * elements(s->in)));

@@ -36,7 +36,9 @@ typedef struct job {
 } job;
 
 typedef struct settings {
-    const layers *layers;
+    const layers *layers;  /* the panels'                              */
+    const layers *checked; /* the library's, on the CPU or on a GPU     */
+    const layers *beside;  /* the library's on the other one, or NULL   */
     const fashion *data;
     int64_t images; /* seen by a run                                      */
     int64_t pool;   /* different training images, at most what there is   */

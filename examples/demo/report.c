@@ -170,10 +170,47 @@ static void write_check(FILE *o, const run_facts *facts)
     for (int i = 0; i < CHECKS; i++) {
         const check *c = &checks[i];
         fprintf(o, "<tr><td>%s</td><td>%.4f</td><td>%.6f</td><td>%.6f</td><td class=\"%s\">%.1e</td></tr>", c->name,
-                c->loss[0][0], c->loss[0][c->steps - 1], c->loss[1][c->steps - 1],
+                c->loss[CHECKED][0], c->loss[CHECKED][c->steps - 1], c->loss[NAIVE][c->steps - 1],
                 c->worst <= CHECK_TOLERANCE ? "good" : "other", c->worst);
     }
     fputs("</table></div></details></section>\n", o);
+}
+
+/* The losses of a training step by step: the CPU's a broad pale line, the GPU's a thin one upon it. */
+static void draw_curves(FILE *o, const check *c)
+{
+    enum { WIDTH = 300, HEIGHT = 150 };
+    static const struct {
+        curve which;
+        const char *style;
+    } lines[] = {{CHECKED, "stroke-width:6;stroke-opacity:.35"}, {BESIDE, "stroke-width:1.5"}};
+    double high = 0;
+    for (int64_t k = 0; k < c->steps; k++)
+        high = fmax(high, fmax(c->loss[CHECKED][k], c->loss[BESIDE][k]));
+    fprintf(o, "<div><h3>%s</h3><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">", c->name, WIDTH, HEIGHT, c->name);
+    fprintf(o, "<path class=\"grid\" d=\"M0 %dH%d\"/><text class=\"tick\" x=\"2\" y=\"12\">%.1f</text>", HEIGHT - 1, WIDTH, high);
+    for (int i = 0; i < 2; i++) {
+        fprintf(o, "<path class=\"line k%d\" style=\"%s\" d=\"", i ? NORM_INSTANCE : NORM_BATCH, lines[i].style);
+        char command = 'M';
+        for (int64_t k = 0; k < c->steps; k++)
+            if (isfinite(c->loss[lines[i].which][k])) {
+                fprintf(o, "%c%.1f %.1f", command, (double)k * WIDTH / (double)(c->steps - 1),
+                        HEIGHT - 2 - c->loss[lines[i].which][k] / high * (HEIGHT - 20));
+                command = 'L';
+            }
+        fputs(command == 'L' ? "\"/>" : "M0 0\"/>", o);
+    }
+    fputs("</svg></div>\n", o);
+}
+
+static void write_both(FILE *o)
+{
+    fputs("<section id=\"both\"><h2>The same trainings on the CPU and on the GPU</h2><p class=\"soft\">Training loss by step: "
+          "the CPU's curve broad and pale, the GPU's thin upon it. Norms, dropout and matrix products are computed there by "
+          "other code, in another order; the masks are the same bit for bit.</p><div class=\"plots\">", o);
+    for (int i = 0; i < CHECKS; i++)
+        draw_curves(o, &checks[i]);
+    fputs("</div></section>\n", o);
 }
 
 void report_write(const char *folder, const settings *s, const run_facts *facts)
@@ -185,6 +222,8 @@ void report_write(const char *folder, const settings *s, const run_facts *facts)
             write_panel(o, s, &panels[n]);
     if (facts->checked)
         write_check(o, facts);
+    if (facts->checked && s->beside)
+        write_both(o);
     fprintf(o, "<p class=\"soft small\">Bands and bars: the range over %d seeds; lines: their mean. Point at a mark for its "
                "numbers. welford %s, %s, %s; %lld training and %lld test images from ", s->seeds, facts->version,
             facts->backend, facts->blas, (long long)s->data->train.count, (long long)s->data->test.count);

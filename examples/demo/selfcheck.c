@@ -34,25 +34,44 @@ check checks[CHECKS] = {
                 .frozen_from = 1}},
 };
 
+static const layers *layers_of(const settings *s, curve which)
+{
+    return which == CHECKED ? s->checked : which == NAIVE ? &layers_naive : s->beside;
+}
+
+static int curves_of(const settings *s)
+{
+    return s->beside ? CURVES : BESIDE;
+}
+
 static void train_one(void *context, int64_t job)
 {
     settings *s = context;
-    check *c = &checks[job / 2];
-    trainer *t = trainer_new(&c->recipe, job % 2 ? &layers_naive : &layers_welford, s->data, &s->counters);
-    trainer_run(t, c->recipe.images, c->loss[job % 2]);
+    curve which = (curve)(job % curves_of(s));
+    check *c = &checks[job / curves_of(s)];
+    trainer *t = trainer_new(&c->recipe, layers_of(s, which), s->data, &s->counters);
+    trainer_run(t, c->recipe.images, c->loss[which]);
     int64_t count = s->tests < SCORED ? s->tests : SCORED;
-    c->end[job % 2] = trainer_score(t, &s->data->test, count, count, PASS_INFER, NULL);
+    c->end[which] = trainer_score(t, &s->data->test, count, count, PASS_INFER, NULL);
     trainer_free(t);
 }
 
-static void compare(check *c, double welford, double naive, int64_t step)
+static double loss_at(const check *c, curve which, int64_t step)
 {
-    double difference = fabs(welford - naive) / fabs(naive);
-    if (!isfinite(difference))
-        difference = INFINITY;
-    if (difference >= c->worst) {
-        c->worst = difference;
-        c->worst_step = step;
+    return step < c->steps ? c->loss[which][step] : c->end[which].loss;
+}
+
+static void compare(check *c, curve which)
+{
+    for (int64_t step = 0; step <= c->steps; step++) {
+        double naive = loss_at(c, NAIVE, step), difference = fabs(loss_at(c, which, step) - naive) / fabs(naive);
+        if (!isfinite(difference))
+            difference = INFINITY;
+        if (difference >= c->worst) {
+            c->worst = difference;
+            c->worst_curve = which;
+            c->worst_step = step;
+        }
     }
 }
 
@@ -72,7 +91,7 @@ bool selfcheck(settings *s, int64_t steps)
         r->pool = s->pool;
         r->seed = 77;
         c->steps = steps;
-        for (int which = 0; which < 2; which++) {
+        for (int which = 0; which < curves_of(s); which++) {
             c->loss[which] = malloc(sizeof(double) * (size_t)steps);
             if (!c->loss[which])
                 die("out of memory");
@@ -80,23 +99,22 @@ bool selfcheck(settings *s, int64_t steps)
                 c->loss[which][k] = NAN;
         }
     }
-    workers_run("Check against naive layers", s->threads, 2 * CHECKS, train_one, s, &s->counters);
+    workers_run("Check against naive layers", s->threads, curves_of(s) * CHECKS, train_one, s, &s->counters);
     printf("  %slargest relative difference between the loss curves, %lld steps (at most %g)%s\n", ui_dim(),
            (long long)steps, CHECK_TOLERANCE, ui_plain());
     for (int i = 0; i < CHECKS; i++) {
         check *c = &checks[i];
-        for (int64_t k = 0; k < steps; k++)
-            compare(c, c->loss[0][k], c->loss[1][k], k);
-        compare(c, c->end[0].loss, c->end[1].loss, steps);
+        compare(c, CHECKED);
+        if (s->beside)
+            compare(c, BESIDE);
         bool agrees = c->worst <= CHECK_TOLERANCE;
         ok &= agrees;
         printf("  %-52s %8.1e  %s%s%s", c->name, c->worst, agrees ? ui_green() : ui_yellow(),
                agrees ? "agrees" : "DIFFERS", ui_plain());
-        if (!agrees && c->worst_step < steps)
-            printf(" at step %lld: %.6f, naive %.6f", (long long)c->worst_step, c->loss[0][c->worst_step],
-                   c->loss[1][c->worst_step]);
-        else if (!agrees)
-            printf(" in the test loss: %.6f, naive %.6f", c->end[0].loss, c->end[1].loss);
+        if (!agrees)
+            printf("%s, step %lld%s: %.6f, naive %.6f", layers_of(s, c->worst_curve)->gpu ? " on the GPU" : "",
+                   (long long)c->worst_step, c->worst_step < steps ? "" : " (test loss)",
+                   loss_at(c, c->worst_curve, c->worst_step), loss_at(c, NAIVE, c->worst_step));
         putchar('\n');
     }
     printf("  %s%s%s\n\n", ok ? ui_green() : ui_yellow(),

@@ -9,6 +9,7 @@ struct trainer {
     recipe recipe;
     const fashion *data;
     ui_counters *counters;
+    const layers *layers;
     net *net;
     rng rng;
     int64_t *order; /* of the pool's images in this epoch */
@@ -24,9 +25,10 @@ trainer *trainer_new(const recipe *r, const layers *layers, const fashion *data,
     trainer *t = calloc(1, sizeof *t);
     int64_t batch = r->batch > SCORE_BATCH ? r->batch : SCORE_BATCH;
     if (!t || !(t->order = malloc(sizeof *t->order * (size_t)r->pool)) ||
-        !(t->x = malloc(sizeof *t->x * (size_t)(batch * IMAGE_PIXELS))) ||
         !(t->dlogits = malloc(sizeof *t->dlogits * (size_t)(batch * CLASSES))) || !(t->labels = malloc((size_t)batch)))
         die("out of memory");
+    t->layers = layers;
+    t->x = tensor_new(layers, sizeof *t->x * (size_t)(batch * IMAGE_PIXELS));
     t->recipe = *r;
     t->data = data;
     t->counters = counters;
@@ -45,7 +47,7 @@ void trainer_free(trainer *t)
 {
     net_free(t->net);
     free(t->order);
-    free(t->x);
+    tensor_free(t->layers, t->x);
     free(t->dlogits);
     free(t->labels);
     free(t);
