@@ -9,7 +9,6 @@
 
 #include "bench.h"
 
-enum { ORACLE_ELEMENTS = 1 << 14 /* up to here also the tests' oracle, which needs a microsecond each */ };
 enum { WRONG_EXIT = 1, SLOWER_EXIT, USAGE_EXIT };
 
 static const char help[] =
@@ -17,6 +16,7 @@ static const char help[] =
     "  --backend cpu|cuda   which back-end (cpu)\n"
     "  --threads N          of the CPU back-end and of its roofline (all)\n"
     "  --variant NAME       a kernel by name instead of the library's choice\n"
+    "  --variants           every kernel that takes the case, in turn with the library's choice\n"
     "  --with \"FIELD=... \"   fields put over every case that has them: \"x=bf16 w=bf16 n=64 layout=nhwc\"\n"
     "  --op WORD            only operations whose name contains it: layernorm, backward\n"
     "  --cold | --warm      caches flushed, buffers rotated (the default), or not\n"
@@ -30,157 +30,6 @@ static const char help[] =
     "  --list               print the rows and stop\n"
     "  --once               every row once, unchecked and untimed: what bench/instructions.py counts\n"
     "  --self-test          hold the checker to the tests' oracle and stop\n";
-
-/* ---- one row ---- */
-
-static char *host_alloc(size_t size) { return aligned_alloc(4096, (size + 4095) / 4096 * 4096); }
-
-static bool call_library(void *state, char *slab, struct CUstream_st *stream)
-{
-    return plan_call(state, slab, stream) == WF_OK;
-}
-
-static const char *judge(const Plan *p, const char *before, const char *after, char check[24])
-{
-    const bool small = p->count <= ORACLE_ELEMENTS && p->slots;
-    snprintf(check, 24, "%s", small ? "oracle" : p->slots ? "reference" : "exact");
-    const char *error = reference_check(p, before, after);
-    return error || !small ? error : run_case(p->c, NULL);
-}
-
-/* The sets on the back-end, all with the same contents; false: no memory. */
-static bool make_sets(Timer *timer, const Plan *p, const char *before)
-{
-    timer->slab_size = p->slab_size;
-    timer->sets = sets_wanted(timer->backend, timer->cold, p->slab_size);
-    timer->slab = calloc((size_t)timer->sets, sizeof *timer->slab);
-    for (int i = 0; i < timer->sets; i++) {
-        timer->slab[i] = timer->backend == WF_CUDA ? gpu_alloc(p->slab_size) : host_alloc(p->slab_size);
-        if (!timer->slab[i])
-            return false;
-        if (timer->backend == WF_CPU)
-            memcpy(timer->slab[i], before, p->slab_size);
-        else if (i == 0)
-            gpu_put(timer->slab[i], before, p->slab_size);
-        else
-            gpu_copy(timer->slab[i], timer->slab[0], p->slab_size, gpu_stream());
-    }
-    return true;
-}
-
-static void free_sets(Timer *timer)
-{
-    for (int i = 0; i < timer->sets && timer->slab; i++)
-        if (timer->slab[i])
-            timer->backend == WF_CUDA ? gpu_free(timer->slab[i]) : free(timer->slab[i]);
-    free(timer->slab);
-}
-
-static void take(const Timer *timer, char *host, int set)
-{
-    if (timer->backend == WF_CUDA)
-        gpu_take(host, timer->slab[set], timer->slab_size);
-    else
-        memcpy(host, timer->slab[set], timer->slab_size);
-}
-
-static void fail(Result *r, Verdict verdict, const char *why)
-{
-    r->verdict = verdict;
-    snprintf(r->message, sizeof r->message, "%.*s", (int)strcspn(why, "\n"), why);
-}
-
-/* A peer that is far off is left out: its time would mean nothing. Dropout's masks differ by nature. */
-static const char *try_peer(const Timer *timer, const Plan *p, const Peer *peer, void *state, const char *before, char *after)
-{
-    const char *error = NULL;
-    if (timer->backend == WF_CUDA)
-        gpu_put(timer->slab[0], before, p->slab_size);
-    else
-        memcpy(timer->slab[0], before, p->slab_size);
-    if (!peer->call(state, timer->slab[0], timer->backend == WF_CUDA ? gpu_stream() : NULL))
-        return "the call failed";
-    if (timer->backend == WF_CUDA && !gpu_sync(&error))
-        return error;
-    take(timer, after, 0);
-    return p->slots ? reference_check_peer(p, before, after) : NULL;
-}
-
-/* The library's result on set 0 is judged, then all contestants are timed. */
-static void time_row(Result *r, Plan *p, const Options *o, const Peer *const peers[], char *before, char *after)
-{
-    Timer timer = { .backend = p->c->backend, .cold = o->cold, .threads = o->threads,
-                    .min_time = o->min_time };
-    plan_fill(p, before);
-    if (!make_sets(&timer, p, before)) {
-        fail(r, FAILED, "not enough memory");
-        free_sets(&timer);
-        return;
-    }
-    const wf_status status = plan_call(p, timer.slab[0], timer.backend == WF_CUDA ? gpu_stream() : NULL);
-    const char *error = NULL;
-    if (status == WF_OK && timer.backend == WF_CUDA && !gpu_sync(&error)) {
-        fail(r, FAILED, error);
-    } else if (status != WF_OK) {
-        fail(r, status == WF_UNSUPPORTED ? UNSUPPORTED : FAILED, wf_error_detail());
-    } else {
-        take(&timer, after, 0);
-        error = judge(p, before, after, r->check);
-        if (error)
-            fail(r, WRONG, error);
-    }
-    const Peer *of[1 + MAX_PEERS] = { NULL };
-    r->who[0] = (Contestant){ .name = "welford", .call = call_library, .state = p };
-    r->contestants = 1;
-    for (int i = 0; peers[i] && r->verdict == TIMED && r->contestants <= MAX_PEERS; i++) {
-        double bytes = 0;
-        void *state = peers[i]->prepare(p, &bytes);
-        if (!state)
-            continue;
-        error = try_peer(&timer, p, peers[i], state, before, after);
-        if (error) {
-            fprintf(stderr, "%s leaves out %s %s: %s\n", peers[i]->name, r->row->name, op_name(p->c->op), error);
-            peers[i]->done(state);
-            continue;
-        }
-        of[r->contestants] = peers[i];
-        r->who[r->contestants++] = (Contestant){ .name = peers[i]->name, .call = peers[i]->call, .state = state,
-                                                 .bytes = bytes };
-    }
-    if (r->verdict == TIMED && (error = time_all(&timer, r->who, r->contestants)) != NULL)
-        fail(r, FAILED, error);
-    for (int i = 1; i < r->contestants; i++)
-        of[i]->done(r->who[i].state);
-    free_sets(&timer);
-}
-
-static void run_row(Result *r, const Run *run, const Peer *const peers[])
-{
-    Plan p;
-    const char *error = plan_make(&p, &r->row->c);
-    if (error) {
-        fail(r, FAILED, error);
-        return;
-    }
-    /* Kept from row to row: where memory is new, its pages cost more than the call. */
-    static char *before, *after;
-    static size_t size;
-    if (p.slab_size > size) {
-        free(before);
-        free(after);
-        before = host_alloc(p.slab_size);
-        after = host_alloc(p.slab_size);
-        size = before && after ? p.slab_size : 0;
-    }
-    if (size)
-        time_row(r, &p, run->options, peers, before, after);
-    else
-        fail(r, FAILED, "not enough memory");
-    r->traffic = traffic_of(&r->row->c);
-    r->roof = roofline_at(&run->roof, r->traffic.bytes);
-    r->peak = roofline_peak(&run->roof);
-    plan_free(&p);
-}
 
 /* ---- the run ---- */
 
@@ -200,7 +49,7 @@ static int run_rows(Run *run, const Rows *rows)
     for (int i = 0; i < rows->count; i++) {
         Result *r = &run->result[run->results++];
         r->row = &rows->row[i];
-        run_row(r, run, peers);
+        row_run(r, run, peers);
         wrong += r->verdict == WRONG || r->verdict == FAILED;
         report_row(run, r);
         if (isatty(2))
@@ -281,7 +130,7 @@ int main(int argc, char **argv)
         { "quick", 0, 0, 'q' },   { "min-time", 1, 0, 'm' }, { "json", 1, 0, 'j' },    { "csv", 1, 0, 'c' },
         { "md", 0, 0, 'M' },      { "svg", 1, 0, 'g' },      { "compare", 1, 0, 'B' }, { "explain", 0, 0, 'e' },
         { "list", 0, 0, 'l' },    { "suite", 1, 0, 's' },    { "case", 1, 0, 'k' },    { "self-test", 0, 0, 'T' },
-        { "once", 0, 0, 'O' },    { "help", 0, 0, 'h' },     { 0 }
+        { "once", 0, 0, 'O' },    { "variants", 0, 0, 'V' }, { "help", 0, 0, 'h' },    { 0 }
     };
     Options o = { .threads = (int)sysconf(_SC_NPROCESSORS_ONLN), .cold = true, .min_time = 0.2 };
     Rows rows = { 0 };
@@ -298,6 +147,7 @@ int main(int argc, char **argv)
             break;
         case 't': o.threads = atoi(optarg); break;
         case 'v': o.variant = optarg; break;
+        case 'V': o.variants = true; break;
         case 'w': o.with = optarg; break;
         case 'o': o.op = optarg; break;
         case 'C': o.cold = true; break;

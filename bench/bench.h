@@ -14,7 +14,7 @@
 #include "case.h"
 #include "run.h"
 
-enum { NAME_SIZE = 48, MAX_PEERS = 8 };
+enum { NAME_SIZE = 48, MAX_PEERS = 12 /* and variants */ };
 
 /* ---- suite.c ---- */
 typedef struct Row {
@@ -160,7 +160,7 @@ typedef struct Result {
 typedef struct Options {
     wf_backend  backend;
     int         threads;
-    bool        cold, explain, markdown, quick, peers;
+    bool        cold, explain, markdown, quick, peers, variants;
     double      min_time;
     const char *variant, *json, *csv, *svg, *compare, *with, *op;
 } Options;
@@ -171,6 +171,10 @@ typedef struct Run {
     int            results;
     char           environment[4096]; /* JSON fields, without the braces */
 } Run;
+/* ---- row.c ---- */
+char *host_alloc(size_t); /* NULL: no memory */
+void  row_run(Result *, const Run *, const Peer *const peers[]); /* makes, checks and times it */
+
 double result_rate(const Result *, int who); /* bytes per second */
 void   report_header(const Run *);
 void   report_row(const Run *, const Result *);
