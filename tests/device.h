@@ -12,7 +12,7 @@ bool  device_emulated(void); /* the device that is present is the emulator's */
 void *device_new(const void *host, size_t size);
 /* The same of NaNs; of nothing where WELFORD_TEST_INITCHECK=1, so that compute-sanitizer sees a read before a write. */
 void *device_scratch(const void *host, size_t size);
-/* Waits for the device, frees; take: copies back to host before. False: a margin was written. */
+/* Waits for the kernels, frees; take: copies back to host before. False: a margin was written. */
 bool  device_drop(void *device, const void *host, size_t size);
 bool  device_take(void *device, void *host, size_t size);
 

@@ -1,7 +1,7 @@
 /* The test program:  check [suite...]     runs all suites, or those named
  *                    check --list         prints their names
  *                    check --case "line"  runs one case (case.h), as failing tests print it
- *                    check --gpu suite... runs suites on a GPU, all at once, a process each; prints SKIP where there is none
+ *                    check --gpu suite... runs suites on a GPU, all at once, in new processes; prints SKIP where there is none
  *
  * WELFORD_TEST_QUICK=1 runs a subset. WELFORD_TEST_BACKEND=cuda runs the cases of norms and dropout on a GPU or the
  * emulator, WELFORD_TEST_PART=i/n the i-th of n parts of them. WELFORD_TEST_WORST=1 prints the worst error in units of the
@@ -25,12 +25,22 @@
 #include "suites.def"
 #undef SUITE
 
-static const struct { const char *name; Suite *(*make)(void); } suites[] = {
-#define SUITE(name) { #name, name##_suite },
+enum { PARTS = 4, MOST_PROCESSES = 128 };
+static const struct { const char *name; Suite *(*make)(void); int parts; /* processes on a GPU */ } suites[] = {
+#define SUITE(name) { #name, name##_suite, 1 },
+#define SWEEP(name) { #name, name##_suite, PARTS },
 #include "suites.def"
 #undef SUITE
 };
 enum { SUITES = sizeof suites / sizeof *suites };
+
+static int parts_of(const char *name)
+{
+    for (int i = 0; i < SUITES; i++)
+        if (!strcmp(suites[i].name, name))
+            return suites[i].parts;
+    return 1;
+}
 
 static int repeat(const char *line)
 {
@@ -56,27 +66,33 @@ static int repeat(const char *line)
     return error != NULL;
 }
 
-/* A process that has started CUDA does not fork: each suite is a new one, which starts CUDA for itself. */
+/* A process that has started CUDA does not fork: each suite is a new one, or several, which start CUDA for themselves. */
 static int run_on_gpu(int count, char **names)
 {
-    const char *missing = device_missing();
-    pid_t pid[SUITES];
-    int failed = 0, status;
+    const char *missing = device_missing(), *given = getenv("WELFORD_TEST_PART");
+    pid_t pid[MOST_PROCESSES];
+    int processes = 0, failed = 0, status;
     if (missing) {
         printf("SKIP: %s\n", missing);
         return 0;
     }
     setenv("WELFORD_TEST_BACKEND", "cuda", 1);
     setenv("CK_FORK", "no", 1);
-    for (int i = 0; i < count && i < SUITES; i++)
-        if (posix_spawn(&pid[i], "/proc/self/exe", NULL, NULL, (char *[]){"check", names[i], NULL}, environ))
-            pid[i] = -1;
-    for (int i = 0; i < count && i < SUITES; i++)
-        if (pid[i] < 0 || waitpid(pid[i], &status, 0) < 0 || status) {
-            printf("%s failed\n", names[i]);
-            failed = 1;
+    for (int i = 0; i < count; i++)
+        for (int part = 0, parts = given ? 1 : parts_of(names[i]); part < parts && processes < MOST_PROCESSES; part++) {
+            char text[32];
+            snprintf(text, sizeof text, "%d/%d", part, parts);
+            if (parts > 1)
+                setenv("WELFORD_TEST_PART", text, 1);
+            else if (!given)
+                unsetenv("WELFORD_TEST_PART");
+            char *const args[] = { "check", names[i], NULL };
+            failed |= posix_spawn(&pid[processes++], "/proc/self/exe", NULL, NULL, args, environ);
         }
-    return failed;
+    for (int i = 0; i < processes; i++)
+        failed |= wait(&status) < 0 || status;
+    printf("%s on the GPU\n", failed ? "FAILED" : "passed");
+    return failed != 0;
 }
 
 int main(int argc, char **argv)
@@ -121,7 +137,7 @@ int main(int argc, char **argv)
         unlink(worst);
     const int run = srunner_ntests_run(runner), failed = srunner_ntests_failed(runner);
     if (argc == 2)
-        printf("%s: ", argv[1]);
+        printf("%s %s: ", argv[1], getenv("WELFORD_TEST_PART") ? getenv("WELFORD_TEST_PART") : "all");
     srunner_print(runner, CK_ENV);
     srunner_free(runner);
     if (run == 0)
