@@ -57,6 +57,12 @@ struct Lines {
     /* For the i-th value from there: how many lines below. */
     WF_ON_DEVICE int line(const Place &p, int i) const { return i < p.near ? 0 : 1 + by_hw.quotient(i - p.near); }
 
+    /* And how many follow on that line, with it; no more than `most`. */
+    WF_ON_DEVICE int left(const Place &p, int i, int most) const
+    {
+        return i < p.near ? smallest(p.near - i, most) : (int)smallest<int64_t>(line(p, i) * hw - (i - p.near), most);
+    }
+
     WF_ON_DEVICE int64_t at(const Place &p, int i) const
     {
         return p.at + i + (apart ? line(p, i) * (line_stride - hw) : 0);
@@ -76,6 +82,54 @@ inline Lines lines_of(const Geometry &g)
             Divisor(g.groups),
             apart,
             g.across_batch};
+}
+
+/* For V elements, `left` of them on the first line: f(j, what of(k) says of the line that element j is on), k lines below the
+ * first. Nothing is asked about lines of elements that are not valid. */
+template <int V, class Of, class F> WF_ON_DEVICE void along_lines(int64_t hw, int left, int valid, Of of, F f)
+{
+    auto line = of(0);
+    if (V == 1 || left >= valid) {
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            f(j, line);
+    } else if (hw >= V) {
+        const auto next = of(1);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            f(j, j < left ? line : next);
+    } else {
+#pragma unroll
+        for (int j = 0, k = 0, end = left; j < V; j++) {
+            if (j == end && j < valid) {
+                line = of(++k);
+                end += (int)hw;
+            }
+            f(j, line);
+        }
+    }
+}
+
+/* A parameter of the channels: of x's dtype or float; none is 1, or 0. */
+template <class T> struct Parameter {
+    dev::global<const T>     same;
+    dev::global<const float> single;
+
+    WF_ON_DEVICE real_of<T> load(int64_t channel, int fallback) const
+    {
+        return same ? up(dev::load(same, channel)) : single ? dev::load(single, channel) : real_of<T>(fallback);
+    }
+};
+
+template <class T> Parameter<T> parameter(const void *data, wf_dtype dtype)
+{
+    constexpr bool half = sizeof(T) == 2;
+    Parameter<T>   p = {};
+    if (half && dtype == WF_F32)
+        p.single = buffer<const float>(data);
+    else
+        p.same = buffer<const T>(data);
+    return p;
 }
 
 /* Vectors of so many elements do not reach over a gap in a set: a divisor of what lies together. */

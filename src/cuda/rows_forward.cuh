@@ -22,7 +22,8 @@
 
 enum {
     WIDE = 512,                  /* threads of a block that has a long row, or a slice or segment of it */
-    HELD_SIZE = 64,              /* bytes of a row that a thread holds in registers */
+    HELD_SIZE = 64,              /* bytes of a row that a thread holds in registers, */
+    HELD_MOST = 8,               /* in so many of them; segments only are read where more are needed */
     SHARED_SIZE_MAX = 96 * 1024, /* bytes of a row in one block: two blocks a multiprocessor on sm_90, one on sm_120 */
     CLUSTER_SLICE = 32 * 1024,   /* bytes of a row for which another block joins the cluster, */
     CLUSTER_MAX = 8,             /* up to so many, as every device with clusters has them */
@@ -106,8 +107,8 @@ template <int V, class P> WF_ON_DEVICE typename P::R leading(const P &p, const t
 
 /* n elements of a row from a place on, packed in the registers of G threads: vector k of member t begins at
  * (k * G + t) * V. */
-template <class T, int G, int V> struct InRegisters {
-    static constexpr int VECTORS = HELD_SIZE / (V * (int)sizeof(T));
+template <class T, int G, int V, int SIZE> struct InRegisters {
+    static constexpr int VECTORS = SIZE / (V * (int)sizeof(T));
     dev::vec<T, V> packed[VECTORS];
     int n, member;
 
@@ -160,15 +161,22 @@ template <class R> WF_ON_DEVICE R share_of(int64_t count) { return count ? R(1) 
 
 template <int G> constexpr int block_of = G > 128 ? G : 128;
 
+/* Bytes that a thread holds of a whole row, in vectors of so many elements of that size. */
+WF_HOST_DEVICE constexpr int held_size(int vector, int element)
+{
+    return vector * element * HELD_MOST < HELD_SIZE ? vector * element * HELD_MOST : HELD_SIZE;
+}
+
 /* G threads per row: 8 or 32 lanes of a warp, or all of a block. */
 template <class P, int G, int V>
-__global__ void __launch_bounds__(block_of<G>, 640 / block_of<G>) rows_forward__in_registers(P p)
+__global__ void __launch_bounds__(block_of<G>, (V < vec_of<typename P::X> ? 512 : 640) / block_of<G>)
+    rows_forward__in_registers(P p)
 {
     using T = typename P::X;
     using R = typename P::R;
     constexpr int GROUPS = block_of<G> / G;
     WF_SHARED(pair<R>, scratch, 2 * block_of<G> / 32);
-    InRegisters<T, G, V> x;
+    InRegisters<T, G, V, held_size(V, sizeof(T))> x;
     x.member = threadIdx.x % G;
     auto group = group_of<G, R>(scratch);
     const R share = share_of<R>(p.cols);
@@ -261,10 +269,11 @@ __global__ void __launch_bounds__(WIDE, sizeof(typename P::R) == 8 ? 1 : 2) rows
 
 /* ---- rows in segments -------------------------------------------------------------------------------------------- */
 
-template <class T, int V> using Segment = InRegisters<T, WIDE, V>;
+template <class T, int V> using Segment = InRegisters<T, WIDE, V, HELD_SIZE>;
 
 /* One block per segment: its moments. The second kernel to read a segment had better find it in L2. */
-template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_moments__segments(P p)
+template <class P, int V>
+__global__ void __launch_bounds__(WIDE, V < vec_of<typename P::X> ? 1 : 2) rows_forward_moments__segments(P p)
 {
     using R = typename P::R;
     constexpr int64_t SIZE = segment_of<typename P::X>;
@@ -286,7 +295,7 @@ template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_m
 /* G threads per row: each merges a run of its parts, then all merge theirs. Q, which is P or knows as much, says what the
  * parts are: q.parts of a row; q.part_at(row, i): which of q.part the i-th is; q.before(i): how many elements are in those
  * before it. */
-template <class Q, int G> __global__ void __launch_bounds__(block_of<G>) rows_forward_stats__merge(Q q)
+template <class Q, int G> __global__ void __launch_bounds__(block_of<G>, 1) rows_forward_stats__merge(Q q)
 {
     using M = moments_of<typename Q::R>;
     constexpr int GROUPS = block_of<G> / G, WARPS = G > 32 ? G / 32 : 1;
@@ -340,9 +349,9 @@ template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_a
 
 /* How long a row is decides alone, so that a row has the same bits in every batch. Not rows so short that most threads would
  * be idle. */
-template <int G> bool registers_fit(int64_t row_size)
+template <int G> bool registers_fit(int64_t row_size, int held = HELD_SIZE)
 {
-    return row_size <= G * HELD_SIZE && (G <= 32 || row_size > G * 8);
+    return row_size <= G * held && (G <= 32 || row_size > G * held / 8);
 }
 
 template <int G, int V, class P> void start_in_registers(const P &p, Run &run)

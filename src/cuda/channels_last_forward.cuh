@@ -1,0 +1,598 @@
+/* The channel norms' forward pass where x is [n, hw, c]. A sample, across the batch all of them, is a matrix. A block takes a
+ * chunk of rows of a tile of columns into registers. If that is all of the rows, or what the blocks of a cluster have is, it is
+ * read once. Else a block leaves its columns' moments, from which the sets' are merged; then the matrix is read again.
+ *
+ * Rows that are no whole number of vectors, or would not fill a tile, are folded: `fold` consecutive rows are taken for one,
+ * fold * c wide, in which a channel has that many columns. */
+#ifndef WELFORD_CUDA_CHANNELS_LAST_FORWARD_CUH
+#define WELFORD_CUDA_CHANNELS_LAST_FORWARD_CUH
+
+#include "channelnorm_forward.cuh"
+
+namespace channels_last
+{
+
+enum {
+    THREADS = 256,
+    WARPS = THREADS / 32,
+    TILE_SIZE = 128, /* bytes of a row in a tile that is read twice */
+    WIDE_SIZE = 128, /* of one that is read once, by one block if it has few rows, */
+    NARROW_SIZE = 32, /* or by a cluster */
+    APPLIED = 4,     /* vectors that a thread has on their way when it applies */
+    APPLIED_MOST = 1024,
+    APPLYING_BLOCKS = 1024, /* wanted */
+    MERGED_BY_WARP = 256,   /* parts of a set, at most */
+};
+
+/* A tile's shape: LANES threads side by side, each with a vector of V columns, and ROWS of them; each of them with HELD of the
+ * CHUNK rows: unpacked they are to fit in registers. */
+template <class T, int V, int SIZE> struct Tile {
+    static constexpr int fit(int size) { return size / (V * (int)sizeof(T)) < 32 ? size / (V * (int)sizeof(T)) : 32; }
+    static constexpr int LANES = fit(SIZE), COLS = LANES * V, ROWS = THREADS / LANES, HELD = fit(sizeof(T) == 2 ? 64 : 128),
+                         CHUNK = ROWS * HELD;
+
+    /* The column that thread t < COLS of the block reports on: neighbors' results lie next to each other in shared memory. */
+    static WF_ON_DEVICE int column(int t) { return t % LANES * V + t / LANES; }
+};
+
+/* Sample s begins at element s * size. The last of its folded rows, `width` long, may be short. A block adds up the columns of a
+ * set that it has, where it has `unit` neighboring channels of it, in every fold; unit = 0: it leaves each column's moments. */
+struct Matrix {
+    int64_t samples, size, rows, c, fold, width, folded_rows, chunk, chunks, tiles, unit;
+    Divisor by_chunks, by_tiles, by_c;
+
+    WF_ON_DEVICE int64_t rows_before(int64_t number) const { return smallest(rows, number * chunk * fold); }
+
+    /* Values that a block adds up to the result of a column of its chunk. */
+    WF_ON_DEVICE int count(int64_t column, int64_t number) const
+    {
+        if (unit > 0)
+            return (int)((rows_before(number + 1) - rows_before(number)) * unit);
+        const int64_t below = folded_rows - number * chunk;
+        const bool    shorter = below <= chunk && size - (folded_rows - 1) * width <= column;
+        return (int)smallest(below - shorter, chunk);
+    }
+};
+
+template <class S> Matrix matrix_of(const Geometry &g, int vector)
+{
+    Matrix m = {};
+    m.samples = g.across_batch ? 1 : g.n;
+    m.rows = g.across_batch ? g.n * g.hw : g.hw;
+    m.c = g.c;
+    m.size = m.rows * g.c;
+    m.fold = 1;
+    while (m.fold * g.c % vector)
+        m.fold *= 2;
+    const int64_t more = smallest(S::COLS / (m.fold * g.c), m.rows / m.fold);
+    m.fold *= more > 1 ? more : 1;
+    m.width = m.fold * g.c;
+    m.folded_rows = ceil_div(m.rows, m.fold);
+    m.chunk = S::CHUNK;
+    m.chunks = ceil_div(m.folded_rows, m.chunk);
+    m.tiles = ceil_div(m.width, S::COLS);
+    if (m.width <= S::COLS || (m.fold == 1 && S::COLS % g.group_channels == 0))
+        m.unit = g.group_channels;
+    else if (m.fold == 1 && g.group_channels % S::COLS == 0)
+        m.unit = S::COLS;
+    m.by_chunks = Divisor(m.chunks), m.by_tiles = Divisor(m.tiles), m.by_c = Divisor(m.c);
+    return m;
+}
+
+template <class T> struct Forward : Sets<T> {
+    using typename Sets<T>::R;
+    Matrix  m;
+    int64_t groups, group_channels;
+    Divisor by_groups, by_group_channels, by_parts_of_chunk;
+    bool    across_batch, known;
+    int64_t run, runs; /* folded rows of a block that applies */
+
+    /* The parts of a set, for the kernel that merges them: chunk by chunk, in a chunk unit by unit, or fold by fold and in a
+     * fold the channels. */
+    WF_HOST_DEVICE int64_t parts_of_chunk() const { return m.unit > 0 ? group_channels / m.unit : m.fold * group_channels; }
+
+    struct Part {
+        int64_t chunk, fold, channel;
+    };
+
+    WF_ON_DEVICE Part part_of(int64_t i) const
+    {
+        const int64_t chunk = by_parts_of_chunk.quotient(i), rest = i - chunk * parts_of_chunk();
+        if (m.unit > 0)
+            return {chunk, 0, rest * m.unit};
+        const int64_t fold = by_group_channels.quotient(rest);
+        return {chunk, fold, rest - fold * group_channels};
+    }
+
+    WF_ON_DEVICE int64_t part_at(int64_t set, int64_t i) const
+    {
+        const Part    at = part_of(i);
+        const int64_t sample = across_batch ? 0 : by_groups.quotient(set), group = set - sample * groups;
+        return (sample * m.chunks + at.chunk) * m.width + at.fold * m.c + group * group_channels + at.channel;
+    }
+
+    WF_ON_DEVICE int64_t before(int64_t i) const
+    {
+        const Part    at = part_of(i);
+        const int64_t first = m.rows_before(at.chunk), rows = m.rows_before(at.chunk + 1) - first;
+        if (m.unit > 0)
+            return first * group_channels + at.channel * rows;
+        const int64_t least = rows / m.fold, more = rows % m.fold; /* rows of a fold; folds that have one more */
+        return (first + at.fold * least + smallest(at.fold, more)) * group_channels + at.channel * (least + (at.fold < more));
+    }
+
+    struct Coefficients {
+        R mean, mean_lo, factor, shift;
+    };
+
+    WF_ON_DEVICE R known_rstd(int64_t channel) const
+    {
+        const moments_of<R> of = {0, 0, dev::load(this->running_var_in, channel), 0};
+        return moments_rstd(of, 1, this->eps);
+    }
+
+    WF_ON_DEVICE Coefficients coefficients(int64_t sample, int64_t column) const
+    {
+        const int64_t channel = m.by_c.remainder(column);
+        Stats<R>      s;
+        if (known)
+            s = {dev::load(this->running_mean_in, channel), 0, known_rstd(channel)};
+        else
+            s = load_stats(this->stats, sample * groups + by_group_channels.quotient(channel));
+        return {s.mean, s.mean_lo, s.rstd * this->gamma.load(channel, 1), this->beta.load(channel, 0)};
+    }
+};
+
+/* ---- moments of columns ------------------------------------------------------------------------------------------ */
+
+/* For N values of each of a thread's V columns: together(a, b) over the threads of the block that have the column. Thread
+ * t < COLS has the results of column(t). One barrier; another must come before the next call. */
+template <int N, class S, class R, int V, class F>
+WF_ON_DEVICE void columns_together(R (&values)[N][V], R (&result)[N], dev::shared<R> scratch, F together)
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            for (int step = S::LANES; step < 32; step *= 2)
+                values[n][j] = together(values[n][j], __shfl_xor_sync(ALL_LANES, values[n][j], step));
+            if (lane < S::LANES)
+                scratch[(n * WARPS + warp) * S::COLS + j * S::LANES + lane] = values[n][j];
+        }
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < N && threadIdx.x < S::COLS; n++) {
+        R part[WARPS];
+#pragma unroll
+        for (int w = 0; w < WARPS; w++)
+            part[w] = scratch[(n * WARPS + w) * S::COLS + threadIdx.x];
+#pragma unroll
+        for (int width = WARPS / 2; width > 0; width /= 2)
+#pragma unroll
+            for (int w = 0; w < width; w++)
+                part[w] = together(part[w], part[w + width]);
+        result[n] = part[0];
+    }
+}
+
+/* A block's chunk of a tile, packed in registers: vector k of a thread is in row k * ROWS + its own. */
+template <class T, class S, int V> struct Chunk {
+    using R = real_of<T>;
+    dev::vec<T, V> packed[S::HELD];
+    int64_t        at, stride; /* the first vector's place, and how far it is to the next */
+    int            whole, rest; /* whole vectors, and what is valid of the one behind them */
+
+    WF_ON_DEVICE int valid(int k) const { return k < whole ? V : k == whole ? rest : 0; }
+
+    template <bool Stream, class P> WF_ON_DEVICE void load(const P &p, int64_t sample, int64_t chunk, int64_t tile)
+    {
+        const int64_t column = tile * S::COLS + threadIdx.x % S::LANES * V;
+        const int64_t first = (chunk * S::CHUNK + threadIdx.x / S::LANES) * p.m.width + column;
+        const int64_t left = column < p.m.width ? p.m.size - first : 0;
+        at = sample * p.m.size + first;
+        stride = S::ROWS * p.m.width;
+        whole = 0;
+#pragma unroll
+        for (int k = 0; k < S::HELD; k++)
+            whole += left >= k * stride + V;
+        rest = (int)smallest<int64_t>(V, left - whole * stride);
+        rest = rest < 0 ? 0 : rest;
+#pragma unroll
+        for (int k = 0; k < S::HELD; k++)
+            packed[k] = load_packed<Stream, V>(p.x, at + k * stride, valid(k), p.x_wide);
+    }
+
+    /* sums[0]: of d = (x - center) * factor^2; sums[1]: of its squares. Four rows at a time, as trees. */
+    template <bool Whole> WF_ON_DEVICE void squares(const R (&center)[V], const R (&factor)[V], R (&sums)[2][V]) const
+    {
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            sums[0][j] = sums[1][j] = 0;
+#pragma unroll
+        for (int k = 0; k < S::HELD; k += 4)
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                R d[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const R x = up(packed[k + i].v[j]) - center[j];
+                    d[i] = Whole ? x : j < valid(k + i) ? x * factor[j] * factor[j] : R(0);
+                }
+                sums[0][j] += (d[0] + d[1]) + (d[2] + d[3]);
+                sums[1][j] += (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]);
+            }
+    }
+
+    /* Of the set of column(t), which has `count` values, in thread t < COLS: two sweeps, as row_moments. across(results,
+     * together) makes results of the columns into those of their sets. scratch: 2 * WARPS * COLS reals; columns: COLS. */
+    template <class Across>
+    WF_ON_DEVICE moments_of<R> moments(int count, dev::shared<R> scratch, dev::shared<R> columns, dev::shared<int> flags,
+                                       Across across) const
+    {
+        const int  t = threadIdx.x, lane = t % S::LANES;
+        R          of_column[1] = {0}, of_squares[2] = {0, 0}, center[V], one[V];
+        R          sum[1][V], sums[2][V];
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            sum[0][j] = 0;
+            one[j] = 1;
+        }
+#pragma unroll
+        for (int k = 0; k < S::HELD; k += 4) /* what is not valid is 0 */
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                sum[0][j] += (up(packed[k].v[j]) + up(packed[k + 1].v[j])) + (up(packed[k + 2].v[j]) + up(packed[k + 3].v[j]));
+        columns_together<1, S>(sum, of_column, scratch, Sum());
+        across(of_column, Sum());
+        const R rough = t < S::COLS && count ? of_column[0] / (R)count : R(0);
+        if (t < S::COLS)
+            columns[t] = rough;
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            center[j] = columns[j * S::LANES + lane];
+
+        if (whole == S::HELD)
+            squares<true>(center, one, sums);
+        else
+            squares<false>(center, one, sums);
+        columns_together<2, S>(sums, of_squares, scratch, Sum());
+        across(of_squares, Sum());
+        const bool rescue = t < S::COLS && count && !in_range(of_squares[1]);
+        if (t < (S::COLS > 32 ? S::COLS : 32)) {
+            const bool any = __any_sync(ALL_LANES, rescue);
+            if (t % 32 == 0)
+                flags[t / 32] = any;
+        }
+        __syncthreads();
+        int scale = 0;
+        if (flags[0] || (S::COLS > 32 && flags[1])) {
+            R factor[V];
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                sum[0][j] = 0;
+#pragma unroll
+                for (int k = 0; k < S::HELD; k++)
+                    sum[0][j] = j < valid(k) ? Largest()(sum[0][j], absolute(up(packed[k].v[j]) - center[j])) : sum[0][j];
+            }
+            columns_together<1, S>(sum, of_column, scratch, Largest());
+            across(of_column, Largest());
+            const bool usable = rescue && of_column[0] > 0 && isfinite(of_column[0]);
+            scale = usable ? exponent_of(of_column[0]) / 2 * 2 : 0;
+            if (t < S::COLS)
+                columns[t] = (R)(-scale / 2);
+            __syncthreads();
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                factor[j] = power_of_two<R>((int)columns[j * S::LANES + lane]);
+            R again[2] = {0, 0};
+            squares<false>(center, factor, sums);
+            columns_together<2, S>(sums, again, scratch, Sum());
+            across(again, Sum());
+            of_squares[0] = usable ? again[0] : of_squares[0];
+            of_squares[1] = usable ? again[1] : of_squares[1];
+            __syncthreads();
+        }
+        moments_of<R> m = {0, 0, 0, scale};
+        if (t < S::COLS && count) {
+            const R lo = of_squares[0] / (R)count, m2 = of_squares[1] - of_squares[0] * lo;
+            m.m2 = m2 < 0 ? R(0) : m2;
+            shift_mean(rough, scale ? (R)ldexp((double)lo, scale) : lo, m);
+        }
+        return m;
+    }
+};
+
+/* Results of sets from those of a block's columns: `channels` of them next to each other from `first` on in each fold, and what
+ * other blocks of the cluster have of them. Every thread calls; each call has its own part of `slots`, 6 * COLS reals. */
+template <class S, class R> struct AcrossSet {
+    int            first, channels, folds, stride; /* from fold to fold */
+    bool           clustered;
+    dev::shared<R> own, slots; /* 2 * COLS reals, and those; slots only where clustered */
+    int           *used;
+
+    template <int N, class F> WF_ON_DEVICE void operator()(R (&results)[N], F together) const
+    {
+        const int t = threadIdx.x, slot = *used * S::COLS;
+        *used += N;
+        if (channels * folds > 1) {
+            for (int n = 0; n < N && t < S::COLS; n++)
+                own[n * S::COLS + S::column(t)] = results[n];
+            __syncthreads();
+            for (int n = 0; n < N && t < S::COLS; n++) {
+                results[n] = own[n * S::COLS + first];
+                for (int i = 1; i < channels * folds; i++)
+                    results[n] = together(results[n], R(own[n * S::COLS + first + i / channels * stride + i % channels]));
+            }
+        }
+        if (!clustered)
+            return;
+        for (int n = 0; n < N && t < S::COLS; n++)
+            slots[slot + n * S::COLS + t] = results[n];
+        dev::cluster_sync();
+        for (int n = 0; n < N && t < S::COLS; n++) {
+            const int at = slot + n * S::COLS + t;
+            results[n] = dev::cluster_map(slots, 0)[at];
+            for (unsigned rank = 1; rank < dev::cluster_size(); rank++)
+                results[n] = together(results[n], R(dev::cluster_map(slots, rank)[at]));
+        }
+    }
+};
+
+/* A block per chunk of a tile: moments of its columns, or of its parts of sets. */
+template <class T, int V>
+__global__ void __launch_bounds__(THREADS, 2) channels_last_forward_moments__tiles(Forward<T> p)
+{
+    using R = real_of<T>;
+    using S = Tile<T, V, TILE_SIZE>;
+    WF_SHARED(R, scratch, 2 * WARPS * S::COLS);
+    WF_SHARED(R, columns, S::COLS);
+    WF_SHARED(R, own, 2 * S::COLS);
+    WF_SHARED(int, flags, 2);
+    for (int64_t i = blockIdx.x; i < p.m.samples * p.m.chunks * p.m.tiles; i += gridDim.x) {
+        const int64_t  of_tiles = p.m.by_tiles.quotient(i), tile = i - of_tiles * p.m.tiles;
+        const int64_t  sample = p.m.by_chunks.quotient(of_tiles), chunk = of_tiles - sample * p.m.chunks;
+        const int64_t  column = tile * S::COLS + S::column(threadIdx.x);
+        const bool     present = threadIdx.x < S::COLS && column < p.m.width, folded = p.m.unit > 0 && p.m.tiles == 1;
+        Chunk<T, S, V> x;
+        x.template load<false>(p, sample, chunk, tile);
+        int                   used = 0, unit = p.m.unit > 0 ? (int)p.m.unit : 1;
+        const int             in_fold = (int)(folded && present ? p.m.by_c.remainder(column) : S::column(threadIdx.x));
+        const int             first = present ? in_fold / unit * unit : 0;
+        const AcrossSet<S, R> across = {first, unit, folded ? (int)p.m.fold : 1, (int)p.m.c, false, own, own, &used};
+        const auto m = x.moments(present ? p.m.count(column, chunk) : 0, scratch, columns, flags, across);
+        if (present && (p.m.unit == 0 || S::column(threadIdx.x) == first))
+            store_moments(p.part, of_tiles * p.m.width + column, m);
+    }
+}
+
+/* ---- apply ------------------------------------------------------------------------------------------------------- */
+
+/* A block per run of rows of a tile, the last first: L2 has the latest. */
+template <class T, int V>
+__global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles(Forward<T> p)
+{
+    using R = real_of<T>;
+    using S = Tile<T, V, TILE_SIZE>;
+    for (int64_t left = p.m.samples * p.runs * p.m.tiles - blockIdx.x; left > 0; left -= gridDim.x) {
+        const int64_t of_tiles = p.m.by_tiles.quotient(left - 1), tile = left - 1 - of_tiles * p.m.tiles;
+        const int64_t sample = of_tiles / p.runs, begin = of_tiles % p.runs * p.run;
+        const int64_t end = smallest(p.m.folded_rows, begin + p.run);
+        const int64_t column = tile * S::COLS + threadIdx.x % S::LANES * V, first = begin + threadIdx.x / S::LANES;
+        if (column >= p.m.width)
+            continue;
+        typename Forward<T>::Coefficients a[V];
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            a[j] = p.coefficients(sample, column + j);
+        for (int64_t row = first; row < end; row += APPLIED * S::ROWS) {
+            const int64_t  at = row * p.m.width + column;
+            dev::vec<T, V> packed[APPLIED];
+            int            valid[APPLIED];
+#pragma unroll
+            for (int k = 0; k < APPLIED; k++) {
+                const int64_t n = row + k * S::ROWS < end ? p.m.size - at - k * S::ROWS * p.m.width : 0;
+                valid[k] = n >= V ? V : n > 0 ? (int)n : 0;
+                packed[k] = load_packed<true, V>(p.x, sample * p.m.size + at + k * S::ROWS * p.m.width, valid[k], p.x_wide);
+            }
+#pragma unroll
+            for (int k = 0; k < APPLIED; k++) {
+                R x[V], y[V];
+                unpack(packed[k], x);
+#pragma unroll
+                for (int j = 0; j < V; j++)
+                    y[j] = multiply_add((x[j] - a[j].mean) - a[j].mean_lo, a[j].factor, a[j].shift);
+                store_reals<true>(p.y, sample * p.m.size + at + k * S::ROWS * p.m.width, valid[k], p.y_wide, y);
+            }
+        }
+        if (p.known && p.rstd && first == 0)
+            for (int j = 0; j < V && column + j < p.m.c; j++)
+                dev::store(p.rstd, column + j, p.known_rstd(column + j));
+    }
+}
+
+/* ---- on chip ----------------------------------------------------------------------------------------------------- */
+
+/* A block, or a cluster, for all rows of a tile of whole sets. */
+template <class T, int SIZE> __global__ void __launch_bounds__(THREADS, 2) channels_last_forward__on_chip(Forward<T> p)
+{
+    using R = real_of<T>;
+    constexpr int V = vec_of<T>;
+    using S = Tile<T, V, SIZE>;
+    WF_SHARED(R, scratch, 2 * WARPS * S::COLS);
+    WF_SHARED(R, columns, S::COLS);
+    WF_SHARED(R, own, 2 * S::COLS);
+    WF_SHARED(R, slots, 6 * S::COLS);
+    WF_SHARED(R, coefficients, 4 * S::COLS);
+    WF_SHARED(int, flags, 2);
+    const unsigned size = dev::cluster_size(), rank = dev::cluster_rank();
+    for (int64_t i = blockIdx.x / size; i < p.m.samples * p.m.tiles; i += gridDim.x / size) {
+        const int64_t  sample = p.m.by_tiles.quotient(i), tile = i - sample * p.m.tiles;
+        const int64_t  channel = tile * S::COLS + S::column(threadIdx.x);
+        const bool     present = threadIdx.x < S::COLS && channel < p.m.c;
+        Chunk<T, S, V> x;
+        x.template load<true>(p, sample, rank, tile);
+        int                   used = 0;
+        const int             channels = (int)p.group_channels, first = S::column(threadIdx.x) / channels * channels;
+        const AcrossSet<S, R> across = {first, channels, 1, 0, size > 1, own, slots, &used};
+        const auto m = x.moments(present ? (int)p.cols : 0, scratch, columns, flags, across);
+        if (present) {
+            const auto    s = p.finish(m);
+            const int64_t group = p.by_group_channels.quotient(channel);
+            if (rank == 0 && channel == group * p.group_channels)
+                p.keep(sample * p.groups + group, m, s);
+            const R of_channel[4] = {s.mean, s.mean_lo, s.rstd * p.gamma.load(channel, 1), p.beta.load(channel, 0)};
+            for (int k = 0; k < 4; k++)
+                coefficients[k * S::COLS + threadIdx.x] = of_channel[k];
+        }
+        __syncthreads();
+        R a[4][V];
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                a[k][j] = coefficients[k * S::COLS + j * S::LANES + threadIdx.x % S::LANES];
+#pragma unroll
+        for (int k = 0; k < S::HELD; k++) {
+            R values[V], y[V];
+            unpack(x.packed[k], values);
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                y[j] = multiply_add((values[j] - a[0][j]) - a[1][j], a[2][j], a[3][j]);
+            store_reals<true>(p.y, x.at + k * x.stride, x.valid(k), p.y_wide, y);
+        }
+        if (size > 1)
+            dev::cluster_sync(); /* the slots have been read */
+        else
+            __syncthreads();
+    }
+}
+
+/* ---- the variants ------------------------------------------------------------------------------------------------ */
+
+/* f(V()): the elements of a vector. Vectors are aligned where the tensor is, as every sample begins with one. */
+template <class T, class F> void with_width(const Geometry &g, F f)
+{
+    const auto fits = [&](int vector) { return g.across_batch || g.hw * g.c % vector == 0; };
+    if (fits(vec_of<T>))
+        return f(std::integral_constant<int, vec_of<T>>());
+    if constexpr (vec_of<T> > 4)
+        if (fits(4))
+            return f(std::integral_constant<int, 4>());
+    f(std::integral_constant<int, 1>());
+}
+
+/* f(T(), V(), geometry, matrix) */
+template <class F> void with_matrix(const Problem &p, F f)
+{
+    const Geometry g = geometry_of(p);
+    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
+        using T = decltype(x);
+        with_width<T>(g, [&](auto width) { f(x, width, g, matrix_of<Tile<T, width(), TILE_SIZE>>(g, width())); });
+    });
+}
+
+template <class T> Forward<T> params_of(const Problem &p, const Geometry &g, const Matrix &m, int vector, int64_t used, Run &run)
+{
+    auto q = sets_of<Forward<T>>(p, g, run, used);
+    q.x_wide = reinterpret_cast<uintptr_t>(p.x) % (vector * sizeof(T)) == 0;
+    q.y_wide = reinterpret_cast<uintptr_t>(p.y) % (vector * sizeof(T)) == 0;
+    q.m = m;
+    q.groups = g.groups, q.group_channels = g.group_channels;
+    q.by_groups = Divisor(g.groups), q.by_group_channels = Divisor(g.group_channels);
+    q.by_parts_of_chunk = Divisor(q.parts_of_chunk());
+    q.across_batch = g.across_batch, q.known = p.known;
+    return q;
+}
+
+/* Tiles of whole vectors and sets, by at most MOST blocks each. */
+template <int SIZE, int MOST> bool on_chip_takes(const Problem &p)
+{
+    const Geometry g = geometry_of(p);
+    const int      element = (int)wf_dtype_size(p.shape.x_dtype), cols = SIZE / element, held = element == 2 ? 4 : 8;
+    const int64_t  rows = g.across_batch ? g.n * g.hw : g.hw;
+    return g.last && !p.known && g.c >= cols && g.c % (16 / element) == 0 && cols % g.group_channels == 0 && rows > 0 &&
+           rows <= THREADS * 16 / SIZE * held * MOST;
+}
+
+inline size_t on_chip_workspace(const Problem &p)
+{
+    return reals(p, average_reals(geometry_of(p), p));
+}
+
+template <int SIZE> void on_chip_launch(const Problem &p, Run &run)
+{
+    const Geometry g = geometry_of(p);
+    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
+        using T = decltype(x);
+        using S = Tile<T, vec_of<T>, SIZE>;
+        const Matrix   m = matrix_of<S>(g, vec_of<T>);
+        const auto     q = params_of<T>(p, g, m, vec_of<T>, 0, run);
+        unsigned       cluster = 1;
+        while (cluster * S::CHUNK < m.rows)
+            cluster *= 2;
+        if (q.rows > 0)
+            start(run, {dim3(grid_for(m.samples * m.tiles) * cluster), dim3(THREADS), 0, nullptr, cluster},
+                  channels_last_forward__on_chip<T, SIZE>, q);
+        start_average<T>(p, g, q, run);
+    });
+}
+
+inline int64_t part_reals(const Matrix &m)
+{
+    return m.samples * m.chunks * m.width * 4;
+}
+
+inline bool takes(const Problem &p)
+{
+    return geometry_of(p).last && !p.known;
+}
+
+inline bool known_takes(const Problem &p)
+{
+    return geometry_of(p).last && p.known;
+}
+
+inline size_t workspace(const Problem &p)
+{
+    size_t size = 0;
+    with_matrix(p, [&](auto, auto, const Geometry &g, const Matrix &m) {
+        size = reals(p, part_reals(m) + 3 * g.sets + average_reals(g, p));
+    });
+    return size;
+}
+
+inline void launch(const Problem &p, Run &run)
+{
+    with_matrix(p, [&](auto x, auto width, const Geometry &g, const Matrix &m) {
+        using T = decltype(x);
+        using S = Tile<T, width(), TILE_SIZE>;
+        const int64_t part = part_reals(m);
+        auto          q = params_of<T>(p, g, m, width(), part + 3 * g.sets, run);
+        q.parts = m.chunks * q.parts_of_chunk();
+        q.part = buffer<real_of<T>>(run.workspace);
+        q.stats = q.part + part;
+        q.run = S::ROWS * APPLIED;
+        while (q.run < APPLIED_MOST && m.samples * m.tiles * ceil_div(m.folded_rows, 2 * q.run) >= APPLYING_BLOCKS)
+            q.run *= 2;
+        q.runs = m.folded_rows ? ceil_div(m.folded_rows, q.run) : 1; /* what is known has results though there is no x */
+
+        const int64_t chunks = m.samples * m.chunks * m.tiles, runs = m.samples * q.runs * m.tiles;
+        if (!p.known && chunks > 0)
+            start(run, {dim3(grid_for(chunks)), dim3(THREADS)}, channels_last_forward_moments__tiles<T, width()>, q);
+        if (!p.known && q.rows > 0) {
+            if (q.parts <= MERGED_BY_WARP)
+                start_merge<32>(q, run);
+            else
+                start_merge<WIDE>(q, run);
+        }
+        if (runs > 0)
+            start(run, {dim3(grid_for(runs)), dim3(THREADS)}, channels_last_forward_apply__tiles<T, width()>, q);
+        start_average<T>(p, g, q, run);
+    });
+}
+
+} // namespace channels_last
+
+#endif
