@@ -23,8 +23,12 @@ struct PendingError {
     }
 };
 
-/* major * 10 + minor of the current device. */
-static cudaError_t current_arch(int *arch)
+struct Device {
+    int arch; /* major * 10 + minor */
+    int multiprocessors;
+};
+
+static cudaError_t current_device(Device *d)
 {
     int         device, major = 0, minor = 0;
     cudaError_t error = cudaGetDevice(&device);
@@ -32,15 +36,17 @@ static cudaError_t current_arch(int *arch)
         error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error == cudaSuccess)
         error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    *arch = major * 10 + minor;
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&d->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    d->arch = major * 10 + minor;
     return error;
 }
 
 static bool usable(void)
 {
     const PendingError pending;
-    int                arch;
-    return current_arch(&arch) == cudaSuccess && arch >= WF_CUDA_ARCH_MIN;
+    Device             device;
+    return current_device(&device) == cudaSuccess && device.arch >= WF_CUDA_ARCH_MIN;
 }
 
 static wf_status device_failed(struct call *call, cudaError_t error)
@@ -72,20 +78,22 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
         return call->status;
 
     const PendingError pending;
-    int                arch;
-    cudaError_t        error = current_arch(&arch);
+    Device             device;
+    cudaError_t        error = current_device(&device);
     if (error != cudaSuccess)
         return device_failed(call, error);
-    if (wanted && v->arch > arch)
-        return call_fail(call, WF_UNSUPPORTED, "where.variant = \"%s\" needs sm_%d, the device is sm_%d", wanted, v->arch, arch);
-    while (v->name && !(v->takes(p) && v->arch <= arch))
+    if (wanted && v->arch > device.arch)
+        return call_fail(call, WF_UNSUPPORTED, "where.variant = \"%s\" needs sm_%d, the device is sm_%d", wanted, v->arch,
+                         device.arch);
+    while (v->name && !(v->takes(p) && v->arch <= device.arch))
         v++;
-    if (!v->name || arch < WF_CUDA_ARCH_MIN)
-        return call_fail(call, WF_UNSUPPORTED, "the device is sm_%d, this build begins at sm_%d", arch, WF_CUDA_ARCH_MIN);
+    if (!v->name || device.arch < WF_CUDA_ARCH_MIN)
+        return call_fail(call, WF_UNSUPPORTED, "the device is sm_%d, this build begins at sm_%d", device.arch,
+                         WF_CUDA_ARCH_MIN);
     call->variant = v->name;
     call->why = wanted ? "asked" : "best";
 
-    Run            run = {call->exec.stream, static_cast<char *>(workspace), call->dry_run, cudaSuccess};
+    Run run = {call->exec.stream, static_cast<char *>(workspace), call->dry_run, cudaSuccess, device.multiprocessors};
     const uint64_t caller = wf_fpmode_enter(); /* constants are rounded on the host */
     v->launch(p, run);
     wf_fpmode_leave(caller);

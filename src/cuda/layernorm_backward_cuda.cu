@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(WIDE) layernorm_backward_averages__segments(Ba
 }
 
 /* One block per segment of a run of rows, which it reads a second time: first what was read last, it may still be near. */
-template <class T, class W> __global__ void __launch_bounds__(WIDE, sizeof(T) == 2 ? 1 : 2) layernorm_backward_dx__segments(Backward<T, W> p)
+template <class T, class W> __global__ void __launch_bounds__(WIDE, 2) layernorm_backward_dx__segments(Backward<T, W> p)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;
@@ -368,13 +368,9 @@ template <class T, class W> __global__ void __launch_bounds__(WIDE, sizeof(T) ==
     R gamma[1][V];
     columns.load_gamma(p, gamma);
     Gradients<T, WIDE, 1> gradients;
-    const int64_t         end = smallest(p.rows, (part + 1) * p.run);
-    auto                  next = load_segment(p, columns, part * p.run);
-    for (int64_t row = part * p.run; row < end; row++) {
-        const auto held = next;
+    for (int64_t row = part * p.run; row < smallest(p.rows, (part + 1) * p.run); row++) {
+        const auto held = load_segment(p, columns, row);
         const auto s = stats_at(p, row);
-        if (row + 1 < end)
-            next = load_segment(p, columns, row + 1);
         if (p.dx)
             columns.write(p, row, held, s, gamma, {dev::load(p.avg, row * 2), dev::load(p.avg, row * 2 + 1)});
         gradients.add(held, s);
