@@ -72,14 +72,14 @@ template <class F> void with_params(const Problem &p, F f)
 
 size_t no_workspace(const Problem &) { return 0; }
 
-template <int G> bool registers_take(const Problem &p)
+template <int G, int HELD = HELD_SIZE> bool registers_take(const Problem &p)
 {
-    return registers_fit<G>(row_size(p));
+    return registers_fit<G>(row_size(p), HELD);
 }
 
-template <int G> void registers_launch(const Problem &p, Run &run)
+template <int G, int HELD = HELD_SIZE> void registers_launch(const Problem &p, Run &run)
 {
-    with_params(p, [&](auto q) { start_in_registers<G, vec_of<typename decltype(q)::X>>(q, run); });
+    with_params(p, [&](auto q) { start_in_registers<G, vec_of<typename decltype(q)::X>, HELD>(q, run); });
 }
 
 template <int MOST> bool shared_take(const Problem &p)
@@ -116,6 +116,7 @@ void segments_launch(const Problem &p, Run &run)
 } // namespace
 
 const Variant<layernorm_forward> layernorm_forward_variants[] = {
+    {"sub_warp_vector_each", 0, registers_take<8, 16>, no_workspace, registers_launch<8, 16>},
     {"sub_warp_per_row", 0, registers_take<8>, no_workspace, registers_launch<8>},
     {"warp_per_row", 0, registers_take<32>, no_workspace, registers_launch<32>},
     {"block_of_128_per_row", 0, registers_take<128>, no_workspace, registers_launch<128>},
