@@ -33,40 +33,44 @@ static const char help[] =
 
 /* ---- the run ---- */
 
-static int run_rows(Run *run, const Rows *rows)
+static int run_rows(const Options *o, const Rows *rows)
 {
-    const Options *o = run->options;
+    Run run = { .options = o };
+    if (o->backend == WF_CUDA && !gpu_open()) {
+        fprintf(stderr, "bench: no CUDA device, or a build without CUDA\n");
+        return USAGE_EXIT;
+    }
     const Peer *peers[MAX_PEERS + 1] = { NULL };
     for (int i = 0, n = 0; o->peers && all_peers[i] && n < MAX_PEERS; i++)
         if (all_peers[i]->backend == o->backend && all_peers[i]->open())
             peers[n++] = all_peers[i];
-    run->roof = roofline_measure(o->backend, o->threads, o->cold, o->quick);
-    environment(run, peers);
-    report_header(run);
-    run->result = calloc((size_t)rows->count, sizeof *run->result);
+    run.roof = roofline_measure(o->backend, o->threads, o->cold, o->quick);
+    environment(&run, peers);
+    report_header(&run);
+    run.result = calloc((size_t)rows->count, sizeof *run.result);
     const double start = now();
     int wrong = 0;
     for (int i = 0; i < rows->count; i++) {
-        Result *r = &run->result[run->results++];
+        Result *r = &run.result[run.results++];
         r->row = &rows->row[i];
-        row_run(r, run, peers);
+        row_run(r, &run, peers);
         wrong += r->verdict == WRONG || r->verdict == FAILED;
-        report_row(run, r);
+        report_row(&run, r);
         if (isatty(2))
             fprintf(stderr, "\r%d of %d, %.0f s left \r", i + 1, rows->count,
                     (now() - start) / (i + 1) * (rows->count - i - 1));
     }
-    report_footer(run);
-    if (o->json && !report_json(run, o->json))
+    report_footer(&run);
+    if (o->json && !report_json(&run, o->json))
         fprintf(stderr, "bench: cannot write %s\n", o->json);
-    if (o->csv && !report_csv(run, o->csv))
+    if (o->csv && !report_csv(&run, o->csv))
         fprintf(stderr, "bench: cannot write %s\n", o->csv);
-    if (o->svg && !svg_write(run, o->svg))
+    if (o->svg && !svg_write(&run, o->svg))
         fprintf(stderr, "bench: cannot write pictures to %s\n", o->svg);
     int slower = 0;
-    if (o->compare && !baseline_compare(run, o->compare, &slower))
+    if (o->compare && !baseline_compare(&run, o->compare, &slower))
         fprintf(stderr, "bench: %s has none of these rows\n", o->compare);
-    free(run->result);
+    free(run.result);
     if (wrong)
         printf("%d rows are wrong or failed\n", wrong);
     return wrong ? WRONG_EXIT : slower ? SLOWER_EXIT : 0;
@@ -90,6 +94,16 @@ static void settle(Rows *rows, const Options *o)
         rows->row[kept++] = rows->row[i];
     }
     rows->count = kept;
+}
+
+static int list_rows(const Rows *rows)
+{
+    for (int i = 0; i < rows->count; i++) {
+        const Row *row = &rows->row[i];
+        char line[CASE_SIZE];
+        printf("%s %s %d %s\n", row->suite, row->name, row->count, case_print(&row->c, line));
+    }
+    return 0;
 }
 
 /* Under callgrind, with its counting switched on in here: instructions.py. */
@@ -186,22 +200,7 @@ int main(int argc, char **argv)
     settle(&rows, &o);
     if (rows.count == 0)
         return usage("no rows: give --suite or --case");
-    if (list) {
-        for (int i = 0; i < rows.count; i++) {
-            char line[CASE_SIZE];
-            printf("%s %s %d %s\n", rows.row[i].suite, rows.row[i].name, rows.row[i].count,
-                   case_print(&rows.row[i].c, line));
-        }
-        return 0;
-    }
-    if (once)
-        return count_rows(&rows);
-    if (o.backend == WF_CUDA && !gpu_open()) {
-        fprintf(stderr, "bench: no CUDA device, or a build without CUDA\n");
-        return USAGE_EXIT;
-    }
-    Run run = { .options = &o };
-    const int status = run_rows(&run, &rows);
+    const int status = list ? list_rows(&rows) : once ? count_rows(&rows) : run_rows(&o, &rows);
     free(rows.row);
     return status;
 }

@@ -4,7 +4,8 @@ BENCH_OBJ := $(BENCH_SRC:%.c=$(O)/%.o) \
              $(addprefix $(O)/tests/,case.o compare.o data.o device.o guard.o oracle.o oracle_dropout.o pool.o run.o)
 BENCH_CU  := $(if $(call on,CUDA),$(patsubst %.cu,$(O)/%.o,$(wildcard bench/*.cu)))
 # It times builds made elsewhere: on the machine that runs it only libc, libm and the driver need be there.
-STATIC_LIBS := -ldl -static-libgcc -l:libquadmath.a $(if $(call on,OPENMP),-l:libgomp.a)
+STATIC_LIBS := -ldl $(if $(findstring clang,$(CC))$(KIND),$(OPENMP_FLAG) -lquadmath,-static-libgcc -l:libquadmath.a \
+               $(if $(call on,OPENMP),-l:libgomp.a))
 COMMIT      := $(shell git rev-parse --short HEAD 2>/dev/null)$(shell git diff --quiet HEAD -- src include 2>/dev/null || echo +)
 
 $(O)/bench/%.o: bench/%.c $(O)/flags
