@@ -15,17 +15,21 @@
 
 /* ---- elements ---- */
 
-static const float *table_of(wf_dtype dtype) /* of a 16-bit dtype's values by their bits */
+/* The values of the 16-bit dtypes by their bits, made before there are threads. */
+static float values16[2][65536];
+
+static void make_tables(void)
 {
-    static float tables[4][65536];
-    static bool ready[4];
-    for (int bits = 0; !ready[dtype] && bits < 65536; bits++) {
+    static bool made;
+    for (int bits = 0; !made && bits < 65536; bits++) {
         const uint16_t word = (uint16_t)bits;
-        tables[dtype][bits] = (float)dtype_load(dtype, &word, 0);
+        values16[0][bits] = (float)dtype_load(WF_F16, &word, 0);
+        values16[1][bits] = (float)dtype_load(WF_BF16, &word, 0);
     }
-    ready[dtype] = true;
-    return tables[dtype];
+    made = true;
 }
+
+static const float *table_of(wf_dtype dtype) { return values16[dtype == WF_BF16]; }
 
 static inline double load(wf_dtype dtype, const float *table, const char *at, int64_t i)
 {
@@ -102,6 +106,7 @@ static Job job_new(const Plan *p, const char *before, const char *after, bool pe
 {
     Job job = { .p = p, .before = before, .after = after, .peer = peer,
                 .sums = p->by_channel || op_is_backward(p->c->op), .mean = p->mean, .var = p->var, .rstd = p->rstd };
+    make_tables();
     const int64_t fit = MOST_SUMS / p->channels + 1, most = fit < MOST_PARTS ? fit : MOST_PARTS;
     job.parts = (int)(p->samples < most ? p->samples : most);
     job.part = calloc((size_t)job.parts, sizeof *job.part);
