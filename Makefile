@@ -167,21 +167,23 @@ CUDA_SUITES ?= layernorm rmsnorm dropout random
 
 ifneq ($(call on,CUDA),)
 include tests/emu/emu.mk
+EMU_LIBS    = $$(pkg-config --libs check) $(if $(OPENMP_FLAG),-lgomp) -pthread -lquadmath -lm
 EMU_PROOFS := $(patsubst %.c,$(O)/%.o,$(wildcard tests/emu/*.c))
 
 define emu_program
 $(EMU)/$1/src/cuda/%.o: src/cuda/%.cu
 	@mkdir -p $$(@D); echo "  CXX     emu/$1/$$<"
 	$$(Q)$(EMU_CXX_$1) $(EMU_FLAGS_$1) -Wno-unknown-pragmas $$(DEPENDS) -x c++ -c $$< -o $$@
-$(EMU)/$1/check: $(TEST_OBJ) $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/$1/%.o) $(EMU_RUNTIME_$1)
-	@echo "  LINK    emu/$1/check"
-	$$(Q)$(EMU_CXX_$1) $(EMU_LINK_$1) $$^ -o $$@ $$$$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
 $(EMU)/$1/check_cuda: $(EMU_PROOFS) $(O)/tests/helpers.a $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/$1/%.o) $(EMU_RUNTIME_$1)
 	@echo "  LINK    emu/$1/check_cuda"
-	$$(Q)$(EMU_CXX_$1) $(EMU_LINK_$1) $$^ -o $$@ $$$$(pkg-config --libs check) $(OPENMP_FLAG) -pthread -lquadmath -lm
+	$$(Q)$(EMU_CXX_$1) $(EMU_LINK_$1) $$^ -o $$@ $$(EMU_LIBS)
 -include $(CUDA_SRC:%.cu=$(EMU)/$1/%.d)
 endef
-$(foreach mode,plain asan,$(eval $(call emu_program,$(mode))))
+$(foreach mode,plain asan tsan,$(eval $(call emu_program,$(mode))))
+
+$(EMU)/plain/check: $(TEST_OBJ) $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/plain/%.o) $(EMU_RUNTIME_plain)
+	@echo "  LINK    emu/plain/check"
+	$(Q)$(EMU_CXX_plain) $^ -o $@ $(EMU_LIBS)
 
 check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, on the emulator, in three orders of threads
 	@echo "CUDA: emulated, $(CUDA_SUITES)"
@@ -189,8 +191,12 @@ check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, o
 	@for order in "reverse resident=2" "random seed=1 resident=3 threads=2"; do \
 	    WELFORD_EMU="$$order" WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES) || exit 1; done
 
-check-cuda-asan: $(EMU)/asan/check  ## the same with the kernels under ASan and UBSan
-	@WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES)
+check-cuda-asan: $(EMU)/asan/check_cuda  ## small cases of every variant, the kernels under ASan and UBSan
+	@echo "CUDA: emulated under ASan and UBSan"; $< cuda_sanitized > $(EMU)/asan.log || { tail -n 40 $(EMU)/asan.log; exit 1; }
+
+check-cuda-tsan: $(EMU)/tsan/check_cuda  ## the same under clang's TSan
+	@echo "CUDA: emulated under TSan"; CK_FORK=no TSAN_OPTIONS=halt_on_error=1 $< cuda_sanitized > $(EMU)/tsan.log || \
+	    { tail -n 40 $(EMU)/tsan.log; exit 1; }
 
 check-cuda-proofs: $(EMU)/plain/check_cuda  ## what only the emulator shows: bytes moved, schedules, failing calls
 	@$< $(ARGS)
@@ -206,7 +212,7 @@ check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite, all at o
 sanitize-gpu: $(O)/tests/check  ## compute-sanitizer's four tools over a part of the same
 	@tests/tools/sanitize-gpu $< $(GPU_SUITES)
 
-check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda check-cuda-proofs)
+check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda check-cuda-proofs check-cuda-asan check-cuda-tsan)
 endif
 
 run-check: $(O)/tests/check
@@ -362,5 +368,5 @@ FORCE:
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 
-.PHONY: check-cuda check-cuda-asan check-cuda-proofs check-gpu sanitize-gpu meter
+.PHONY: check-cuda check-cuda-asan check-cuda-tsan check-cuda-proofs check-gpu sanitize-gpu meter
 -include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(EMU_PROOFS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d

@@ -5,6 +5,7 @@
 #include <check.h>
 
 Suite *cuda_meter_suite(void), *cuda_faults_suite(void), *cuda_schedules_suite(void);
+Suite *cuda_sanitized_suite(void); /* for builds under a sanitizer */
 
 void meter_print(void); /* docs/meter.md, to stdout */
 

@@ -1,0 +1,50 @@
+/* Every variant's cases once, for builds in which a sanitizer looks on: TSan reports two accesses that nothing orders, ASan and
+ * UBSan what lies outside of arrays and of the language. TSan tells about 250 threads apart: it is sure to see a race in blocks
+ * of 128 threads only; in larger ones some, and those that change results in another schedule are cuda_schedules' to find. */
+#include <check.h>
+#include <stdio.h>
+
+#include "device_call.h"
+#include "emu_control.h"
+#include "test_cuda.h"
+
+enum { MOST = 25000 }; /* elements */
+
+/* Those of the dtypes that such builds have (WF_FEW_DTYPES), and not large. */
+static bool is_small(const Case *c)
+{
+    const int64_t count = op_norm(c->op) <= RMSNORM ? c->rows * c->cols : c->n * c->c * c->hw;
+    return count <= MOST && (c->x == WF_F32 || (c->x == WF_BF16 && (c->w == WF_F32 || op_norm(c->op) == DROPOUT)));
+}
+
+START_TEST(sanitized)
+{
+    const char *name;
+    Case        c = case_of_line(cuda_cases[_i]);
+    if (!is_small(&c))
+        return;
+    for (int v = 0; (name = wf_variant(op_name(c.op), WF_CUDA, v)); v++) {
+        DeviceCall d;
+        snprintf(c.variant, sizeof c.variant, "%s", name);
+        if (!device_call_takes(&c))
+            continue;
+        device_call_begin(&d, &c);
+        const wf_status status = device_call(&d);
+        device_call_end(&d);
+        if (status != WF_OK)
+            ck_abort_msg("%s: %s", d.line, wf_error_detail());
+        printf("%s\n", d.line); /* so that the line behind the last is that of a report */
+        fflush(stdout);
+    }
+}
+END_TEST
+
+Suite *cuda_sanitized_suite(void)
+{
+    Suite *suite = suite_create("cuda_sanitized");
+    TCase *tcase = tcase_create("cuda_sanitized");
+    tcase_set_timeout(tcase, 300);
+    tcase_add_loop_test(tcase, sanitized, 0, cuda_case_count);
+    suite_add_tcase(suite, tcase);
+    return suite;
+}
