@@ -192,10 +192,10 @@ check-cuda: $(EMU)/plain/check  ## the suites of operations that have kernels, o
 	    WELFORD_EMU="$$order" WELFORD_TEST_QUICK=1 WELFORD_TEST_BACKEND=cuda $< $(CUDA_SUITES) || exit 1; done
 
 check-cuda-asan: $(EMU)/asan/check_cuda  ## small cases of every variant, the kernels under ASan and UBSan
-	@echo "CUDA: emulated under ASan and UBSan"; $< cuda_sanitized > $(EMU)/asan.log || { tail -n 40 $(EMU)/asan.log; exit 1; }
+	@echo "CUDA: emulated under ASan and UBSan"; WELFORD_TEST_FEW_DTYPES=1 $< cuda_sanitized > $(EMU)/asan.log || { tail -n 40 $(EMU)/asan.log; exit 1; }
 
 check-cuda-tsan: $(EMU)/tsan/check_cuda  ## the same under clang's TSan
-	@echo "CUDA: emulated under TSan"; CK_FORK=no TSAN_OPTIONS=halt_on_error=1 $< cuda_sanitized > $(EMU)/tsan.log || \
+	@echo "CUDA: emulated under TSan"; WELFORD_TEST_FEW_DTYPES=1 CK_FORK=no TSAN_OPTIONS=halt_on_error=1 $< cuda_sanitized > $(EMU)/tsan.log || \
 	    { tail -n 40 $(EMU)/tsan.log; exit 1; }
 
 check-cuda-proofs: $(EMU)/plain/check_cuda  ## what only the emulator shows: bytes moved, schedules, failing calls
@@ -317,6 +317,9 @@ coverage:  ## lines of src/ that the tests run (gcovr; text and build/coverage/i
 mutate:  ## 100 small mistakes in src/, one at a time: does a test notice? (hours; writes tests/mutation.md)
 	@python3 tests/tools/mutate.py --work $(BUILD)/mutate $(ARGS)
 
+mutate-sync:  ## deletes each synchronization of the CUDA kernels, then 60 mistakes in them (hours; tests/mutation-cuda.md)
+	@python3 tests/tools/mutate_cuda.py --work $(BUILD)/mutate-cuda $(ARGS)
+
 lint:  ## format, include graph, file sizes, static analysis
 	@tests/tools/lint
 
@@ -360,11 +363,11 @@ PURPOSES := $(patsubst check-%,%,$(filter check check-aarch64 check-install chec
             $(if $(call on,VALGRIND),valgrind)
 setup:
 	@$(if $(strip $(PURPOSES)),PYTHON=$(PYTHON) .ci/setup $(PURPOSES))
-check-header check-readme check-install check-aarch64 check-torch coverage fuzz mutate lint: | setup
+check-header check-readme check-install check-aarch64 check-torch coverage fuzz mutate mutate-sync lint: | setup
 
 FORCE:
 .PHONY: all check run-check check-header check-readme check-fuzz check-install check-aarch64 \
-        check-torch fuzz run-fuzz demo coverage mutate lint \
+        check-torch fuzz run-fuzz demo coverage mutate mutate-sync lint \
         install uninstall clean help setup FORCE
 .DELETE_ON_ERROR:
 

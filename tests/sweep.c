@@ -30,6 +30,12 @@ wf_backend tested_backend(void)
     return name && !strcmp(name, "cuda") ? WF_CUDA : WF_CPU;
 }
 
+bool in_build(const Case *c)
+{
+    return !getenv("WELFORD_TEST_FEW_DTYPES") || c->x == WF_F32 ||
+           (c->x == WF_BF16 && (c->w == WF_F32 || op_norm(c->op) == DROPOUT));
+}
+
 /* Every assertion, if it holds too, costs a message to the parent process: so none is made that holds. */
 void check_none(const char *error)
 {

@@ -21,6 +21,8 @@ extern const Dtypes dtypes[DTYPES];
 
 bool quick(void);
 bool left_out(const Case *); /* of this run, where not every case is in it; to be asked once per case */
+/* WELFORD_TEST_FEW_DTYPES: the kernels under test have two pairs of dtypes (WF_FEW_DTYPES). False: not this case's. */
+bool in_build(const Case *);
 wf_backend tested_backend(void); /* WELFORD_TEST_BACKEND=cuda: of the sweeps' cases; else the CPU */
 /* The operations of a norm in turn; a backward pass with frozen statistics counts as one more. False past the last. */
 bool operation(Norm, int i, Case *);

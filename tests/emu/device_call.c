@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "data.h"
+#include "sweep.h"
 
 enum { MARGIN = 256, FILL = 0xff };
 
@@ -223,19 +224,10 @@ const char *const cuda_cases[] = {
 };
 const int cuda_case_count = sizeof cuda_cases / sizeof *cuda_cases;
 
-Case case_of_line(const char *line)
-{
-    Case        c;
-    const char *error = case_parse(&c, line);
-    if (error)
-        ck_abort_msg("%s", error);
-    return c;
-}
-
 bool variant_has_case(Op op, const char *variant)
 {
     for (int i = 0; i < cuda_case_count; i++) {
-        Case c = case_of_line(cuda_cases[i]);
+        Case c = case_of(cuda_cases[i]);
         snprintf(c.variant, sizeof c.variant, "%s", variant);
         if (c.op == op && device_call_takes(&c))
             return true;
@@ -258,9 +250,9 @@ void each_variant(int op, void (*f)(DeviceCall *d))
     for (int v = 0; (name = wf_variant(op_name((Op)op), WF_CUDA, v)); v++) {
         bool taken = false;
         for (int i = 0; i < cuda_case_count && !taken; i++) {
-            Case c = case_of_line(cuda_cases[i]);
+            Case c = case_of(cuda_cases[i]);
             snprintf(c.variant, sizeof c.variant, "%s", name);
-            if (c.op != (Op)op || !device_call_takes(&c))
+            if (c.op != (Op)op || !in_build(&c) || !device_call_takes(&c))
                 continue;
             DeviceCall d;
             taken = true;
@@ -268,7 +260,7 @@ void each_variant(int op, void (*f)(DeviceCall *d))
             f(&d);
             device_call_end(&d);
         }
-        if (!taken && !has_case_elsewhere((Op)op, name))
+        if (!taken && !getenv("WELFORD_TEST_FEW_DTYPES") && !has_case_elsewhere((Op)op, name))
             ck_abort_msg("no line of cases.def is for %s variant=%s", op_name((Op)op), name);
     }
 }

@@ -35,7 +35,6 @@ const char *device_call_damage(const DeviceCall *d);
 /* The cases of cases.def. */
 extern const char *const cuda_cases[];
 extern const int         cuda_case_count;
-Case case_of_line(const char *line); /* fails where it is none */
 bool device_call_takes(const Case *c); /* the variant that it names takes it */
 bool variant_has_case(Op, const char *variant);
 /* f with each variant of an operation and the first case that it takes. Fails where neither it nor another operation of the

@@ -6,22 +6,21 @@
 
 #include "device_call.h"
 #include "emu_control.h"
+#include "sweep.h"
 #include "test_cuda.h"
 
 enum { MOST = 25000 }; /* elements */
 
-/* Those of the dtypes that such builds have (WF_FEW_DTYPES), and not large. */
 static bool is_small(const Case *c)
 {
-    const int64_t count = op_norm(c->op) <= RMSNORM ? c->rows * c->cols : c->n * c->c * c->hw;
-    return count <= MOST && (c->x == WF_F32 || (c->x == WF_BF16 && (c->w == WF_F32 || op_norm(c->op) == DROPOUT)));
+    return (op_norm(c->op) <= RMSNORM ? c->rows * c->cols : c->n * c->c * c->hw) <= MOST;
 }
 
 START_TEST(sanitized)
 {
     const char *name;
-    Case        c = case_of_line(cuda_cases[_i]);
-    if (!is_small(&c))
+    Case        c = case_of(cuda_cases[_i]);
+    if (!is_small(&c) || !in_build(&c))
         return;
     for (int v = 0; (name = wf_variant(op_name(c.op), WF_CUDA, v)); v++) {
         DeviceCall d;

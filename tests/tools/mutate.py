@@ -118,9 +118,10 @@ OPERATORS = [changed_comparison, constant_off_by_one, dropped_term, dropped_stat
              negated_condition]
 
 
-def draw(count, seed):
+def draw(count, seed, sources=None):
     """Endless (for our purposes) draw: first an operator, then one of its places, so that rare operators have their turn."""
-    sources = sorted(glob.glob("src/*.c") + glob.glob("src/*.h") + glob.glob("src/common/*.h") + glob.glob("src/cpu/*.[ch]"))
+    sources = sources or \
+        sorted(glob.glob("src/*.c") + glob.glob("src/*.h") + glob.glob("src/common/*.h") + glob.glob("src/cpu/*.[ch]"))
     places = {operator: [] for operator in OPERATORS}
     texts = {}
     for path in sources:
@@ -265,14 +266,16 @@ def explanations():
     return {(row[1].strip(), row[3].strip()): row[-1].strip() for row in rows if len(row) == 6}
 
 
-def write_table(mutants, results, seed):
+HEAD = ("`make mutate`, seed {seed}: {done} mistakes made in src/ one at a time, {killed} noticed by the tests, {missed} not. A "
+        "mistake that does not compile, or compiles to the same library, is drawn anew. Of what is only missed by the quick "
+        "tests, the full tests were not asked.")
+
+
+def write_table(mutants, results, seed, head=HEAD):
     known = explanations()
     done = [m for m in mutants if key(m) in results]
     killed = sum(results[key(m)]["result"] == "killed" for m in done)
-    lines = ["# Mutants", "",
-             f"`make mutate`, seed {seed}: {len(done)} mistakes made in src/ one at a time, {killed} noticed by the tests, "
-             f"{len(done) - killed} not. A mistake that does not compile, or compiles to the same library, is drawn anew. Of "
-             f"what is only missed by the quick tests, the full tests were not asked.", "",
+    lines = ["# Mutants", "", head.format(seed=seed, done=len(done), killed=killed, missed=len(done) - killed), "",
              "| # | where | mistake | change | result | explanation of a survivor |", "|---|---|---|---|---|---|"]
     for number, m in enumerate(done, 1):
         r = results[key(m)]
@@ -341,4 +344,5 @@ def main():
             write_table(mutants, results, options.seed)
 
 
-main()
+if __name__ == "__main__":
+    main()
