@@ -125,7 +125,7 @@ def prepare(work):
         copy = os.path.join(tree, path)
         os.makedirs(os.path.dirname(copy), exist_ok=True)
         if not os.path.exists(copy) or open(path, "rb").read() != open(copy, "rb").read():
-            shutil.copy(path, copy)
+            shutil.copy2(path, copy)
     original = kernels(tree)
     if original is None:
         raise SystemExit("the kernels do not compile without a mistake")
