@@ -169,7 +169,7 @@ Reference *reference_new(const Call *call, Data data, uint64_t seed)
     r->c = case_of(call, data, seed);
     r->settled = true;
     r->extreme = r->c.x != WF_F64 && r->c.eps > 1e30;
-    if (r->extreme && (data == INFROW || data == NANROW)) /* Inf * 0 */
+    if (r->extreme && (data == INFROW || data == NANROW || isinf(r->c.weight_offset))) /* Inf * 0 */
         r->settled = false;
     if (r->c.x != WF_F64 && (float)r->c.eps == 0)
         r->c.eps = 0;
