@@ -63,6 +63,7 @@ Suite *compare_suite(void)
 {
     Suite *s = suite_create("compare");
     TCase *t = tcase_create("compare");
+    tcase_set_timeout(t, 60);
     tcase_add_test(t, nan_never_passes);
     tcase_add_test(t, one_wrong_element_is_seen);
     suite_add_tcase(s, t);
