@@ -72,12 +72,12 @@ template <class F> void with_params(const Problem &p, F f)
 
 size_t no_workspace(const Problem &) { return 0; }
 
-template <int G, int HELD = HELD_SIZE> bool registers_take(const Problem &p)
+template <int G, int HELD> bool registers_take(const Problem &p)
 {
     return registers_fit<G>(row_size(p), HELD);
 }
 
-template <int G, int HELD = HELD_SIZE> void registers_launch(const Problem &p, Run &run)
+template <int G, int HELD> void registers_launch(const Problem &p, Run &run)
 {
     with_params(p, [&](auto q) { start_in_registers<G, vec_of<typename decltype(q)::X>, HELD>(q, run); });
 }
@@ -116,11 +116,14 @@ void segments_launch(const Problem &p, Run &run)
 } // namespace
 
 const Variant<layernorm_forward> layernorm_forward_variants[] = {
-    {"sub_warp_vector_each", 0, registers_take<8, 16>, no_workspace, registers_launch<8, 16>},
-    {"sub_warp_per_row", 0, registers_take<8>, no_workspace, registers_launch<8>},
-    {"warp_per_row", 0, registers_take<32>, no_workspace, registers_launch<32>},
-    {"block_of_128_per_row", 0, registers_take<128>, no_workspace, registers_launch<128>},
-    {"block_of_256_per_row", 0, registers_take<256>, no_workspace, registers_launch<256>},
+    {"sub_warp_one_vector", 0, registers_take<8, 16>, no_workspace, registers_launch<8, 16>},
+    {"sub_warp_two_vectors", 0, registers_take<8, 32>, no_workspace, registers_launch<8, 32>},
+    {"sub_warp_four_vectors", 0, registers_take<8, 64>, no_workspace, registers_launch<8, 64>},
+    {"warp_two_vectors", 0, registers_take<32, 32>, no_workspace, registers_launch<32, 32>},
+    {"warp_four_vectors", 0, registers_take<32, 64>, no_workspace, registers_launch<32, 64>},
+    {"block_of_128_two_vectors", 0, registers_take<128, 32>, no_workspace, registers_launch<128, 32>},
+    {"block_of_128_four_vectors", 0, registers_take<128, 64>, no_workspace, registers_launch<128, 64>},
+    {"block_of_256_four_vectors", 0, registers_take<256, 64>, no_workspace, registers_launch<256, 64>},
     {"row_in_shared", 0, shared_take<1>, no_workspace, shared_launch<1>},
     {"cluster_per_row", 90, shared_take<CLUSTER_MAX>, no_workspace, shared_launch<CLUSTER_MAX>},
     {"segments", 0, segments_take, segments_workspace, segments_launch},

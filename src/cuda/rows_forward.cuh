@@ -167,32 +167,28 @@ WF_HOST_DEVICE constexpr int held_size(int vector, int element, int most = HELD_
     return vector * element * HELD_MOST < most ? vector * element * HELD_MOST : most;
 }
 
-/* G threads per row: 8 or 32 lanes of a warp, or all of a block. The next row is on its way while one is worked on. */
+/* Of a multiprocessor, as registers allow: fewer of a row in each are more threads. */
+template <class P, int V, int HELD>
+constexpr int threads_at_once = V < vec_of<typename P::X> || sizeof(typename P::R) == 8 ? 512 : HELD < HELD_SIZE ? 1024 : 640;
+
+/* G threads per row: 8 or 32 lanes of a warp, or all of a block. */
 template <class P, int G, int V, int HELD>
-__global__ void __launch_bounds__(block_of<G>, 512 / block_of<G>) rows_forward__in_registers(P p)
+__global__ void __launch_bounds__(block_of<G>, threads_at_once<P, V, HELD> / block_of<G>) rows_forward__in_registers(P p)
 {
     using T = typename P::X;
     using R = typename P::R;
     constexpr int GROUPS = block_of<G> / G;
     WF_SHARED(pair<R>, scratch, 2 * block_of<G> / 32);
-    InRegisters<T, G, V, held_size(V, sizeof(T), HELD)> x, next;
+    InRegisters<T, G, V, held_size(V, sizeof(T), HELD)> x;
+    x.member = threadIdx.x % G;
     auto group = group_of<G, R>(scratch);
     const R share = share_of<R>(p.cols);
-    const int64_t step = (int64_t)gridDim.x * GROUPS;
-    const auto fetch = [&](int64_t row) {
-        next.member = threadIdx.x % G;
-        next.n = row < p.rows ? (int)p.cols : 0;
-        next.template load<true>(p, p.place(row < p.rows ? row : 0, 0));
-    };
-    int64_t first = (int64_t)blockIdx.x * GROUPS;
-    fetch(first + threadIdx.x / G);
-    for (; first < p.rows; first += step) {
+    for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < p.rows; first += (int64_t)gridDim.x * GROUPS) {
         const int64_t row = first + threadIdx.x / G;
         const bool present = row < p.rows;
         const auto place = p.place(present ? row : 0, 0);
-        x = next;
-        if (first + step < p.rows)
-            fetch(row + step);
+        x.n = present ? (int)p.cols : 0;
+        x.template load<true>(p, place);
         const auto m = x.moments(p, place, present ? share : R(0), group);
         const auto s = p.finish(m);
         if (present && x.member == 0)
@@ -363,8 +359,7 @@ template <int G> bool registers_fit(int64_t row_size, int held = HELD_SIZE)
 
 template <int G, int V, int HELD = HELD_SIZE, class P> void start_in_registers(const P &p, Run &run)
 {
-    constexpr int BLOCK = block_of<G>;
-    start(run, {dim3(grid_at_once(run, 512 / BLOCK, ceil_div(p.rows, BLOCK / G))), dim3(BLOCK)},
+    start(run, {dim3(grid_for(ceil_div(p.rows, block_of<G> / G))), dim3(block_of<G>)},
           rows_forward__in_registers<P, G, V, HELD>, p);
 }
 
