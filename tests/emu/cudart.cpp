@@ -377,6 +377,7 @@ cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute at
             if (value < 0 || value > rt.device.shared_most)
                 return cudaErrorInvalidValue;
             found->second.most_dynamic_shared = value;
+            pending = cudaSuccess; // as CUDA 13.0 does
             return cudaSuccess;
         case cudaFuncAttributeNonPortableClusterSizeAllowed:
             found->second.large_clusters = value != 0;
@@ -391,8 +392,13 @@ cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute at
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *function)
 {
     return call([=] {
+        const auto found = rt.kernels.find(function);
+        if (found == rt.kernels.end())
+            return cudaErrorInvalidDeviceFunction;
         *attributes = cudaFuncAttributes();
-        return rt.kernels.count(function) ? cudaSuccess : cudaErrorInvalidDeviceFunction;
+        attributes->maxDynamicSharedSizeBytes =
+            found->second.most_dynamic_shared < 0 ? rt.device.shared_default : found->second.most_dynamic_shared;
+        return cudaSuccess;
     });
 }
 

@@ -321,8 +321,14 @@ template <class P> cudaError_t launch(const LaunchCfg &cfg, void (*kernel)(P), c
     static_assert(std::is_trivially_copyable<P>::value && sizeof(P) <= 4096, "a kernel's parameters");
     const void *entry = entry_point(kernel);
     cudaError_t error = cudaSuccess;
-    if (cfg.smem > 16 * 1024) // 48 KB need no attribute, but what the kernel declares itself counts too
-        error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(cfg.smem));
+    if (cfg.smem > 16 * 1024) { // 48 KB need no attribute, but what the kernel declares itself counts too
+        // Setting it clears cudaGetLastError(): where the caller has an error there, only if it must be.
+        cudaFuncAttributes now = {};
+        if (cudaPeekAtLastError() != cudaSuccess)
+            error = cudaFuncGetAttributes(&now, entry);
+        if (error == cudaSuccess && now.maxDynamicSharedSizeBytes < static_cast<int>(cfg.smem))
+            error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(cfg.smem));
+    }
     if (error == cudaSuccess && cfg.cluster > 8) // more than every GPU with clusters can do
         error = cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     if (error != cudaSuccess)
