@@ -1,5 +1,6 @@
 /* The emulator's own test program:  check_cuda [suite...]   runs all suites but sanitized, or those named
  *                                  check_cuda --meter     prints the meter's table */
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -18,12 +19,13 @@ int main(int argc, char **argv)
         return 0;
     }
     SRunner *runner = srunner_create(NULL);
-    for (int i = 0; i < SUITES; i++)
-        for (int arg = 1; arg < argc || argc == 1; arg++)
-            if (argc == 1 ? i != SANITIZED : !strcmp(argv[arg], suites[i].name)) {
-                srunner_add_suite(runner, suites[i].make());
-                break;
-            }
+    for (int i = 0; i < SUITES; i++) {
+        bool wanted = argc == 1 && i != SANITIZED;
+        for (int arg = 1; arg < argc; arg++)
+            wanted |= !strcmp(argv[arg], suites[i].name);
+        if (wanted)
+            srunner_add_suite(runner, suites[i].make());
+    }
     srunner_run_all(runner, CK_ENV);
     const int run = srunner_ntests_run(runner), failed = srunner_ntests_failed(runner);
     srunner_free(runner);
