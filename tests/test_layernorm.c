@@ -4,8 +4,8 @@
 Suite *layernorm_suite(void);
 
 static const char *const lines[] = {
-    "layernorm_forward x=f32 rows=2 cols=40001 data=offset", /* longer than what one thread takes */
-    "layernorm_backward x=bf16 w=f32 rows=2 cols=40001",
+    "layernorm_forward x=f32 rows=2 cols=140001 data=offset", /* longer than what one thread takes */
+    "layernorm_backward x=bf16 w=f32 rows=2 cols=140001",
     "+layernorm_forward x=f32 rows=65537 cols=3",
     "+layernorm_forward x=bf16 w=f32 rows=131073 cols=2",
     "+layernorm_backward x=f32 rows=65537 cols=3",
