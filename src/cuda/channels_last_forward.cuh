@@ -35,32 +35,36 @@ template <class T, int V, int SIZE> struct Tile {
     static WF_ON_DEVICE int column(int t) { return t % LANES * V + t / LANES; }
 };
 
-/* Sample s begins at element s * size. The last of its folded rows, `width` long, may be short. A block adds up the columns of a
- * set that it has, where it has `unit` neighboring channels of it, in every fold; unit = 0: it leaves each column's moments. */
+/* Sample s begins at element s * size. The last of its folded rows, `width` long, may be short. A tile holds `tile_cols` columns:
+ * where it is for moments, all columns of its sets, or, of a set too wide for it, one of `split` parts. */
 struct Matrix {
-    int64_t samples, size, rows, c, fold, width, folded_rows, chunk, chunks, tiles, unit;
-    Divisor by_chunks, by_tiles, by_c;
+    int64_t samples, size, rows, c, fold, width, folded_rows, chunk, chunks, tiles, tile_cols, split, group_channels;
+    Divisor by_chunks, by_tiles, by_c, by_split;
 
     WF_ON_DEVICE int64_t rows_before(int64_t number) const { return smallest(rows, number * chunk * fold); }
 
-    /* Values that a block adds up to the result of a column of its chunk. */
-    WF_ON_DEVICE int count(int64_t column, int64_t number) const
+    /* The columns [begin, end) of a tile. */
+    WF_ON_DEVICE int64_t begin(int64_t tile) const
     {
-        if (unit > 0)
-            return (int)((rows_before(number + 1) - rows_before(number)) * unit);
-        const int64_t below = folded_rows - number * chunk;
-        const bool    shorter = below <= chunk && size - (folded_rows - 1) * width <= column;
-        return (int)smallest(below - shorter, chunk);
+        const int64_t group = by_split.quotient(tile);
+        return split > 1 ? group * group_channels + (tile - group * split) * tile_cols : tile * tile_cols;
+    }
+    WF_ON_DEVICE int64_t end(int64_t tile) const
+    {
+        const int64_t most = split > 1 ? (by_split.quotient(tile) + 1) * group_channels : width;
+        return smallest(most, begin(tile) + tile_cols);
     }
 };
 
-template <class S> Matrix matrix_of(const Geometry &g, int vector)
+/* For tiles of the shape S; whole_sets: for moments. tile_cols = 0: these vectors do not suit. */
+template <class S> Matrix matrix_of(const Geometry &g, int vector, bool whole_sets)
 {
     Matrix m = {};
     m.samples = g.across_batch ? 1 : g.n;
     m.rows = g.across_batch ? g.n * g.hw : g.hw;
     m.c = g.c;
     m.size = m.rows * g.c;
+    m.group_channels = g.group_channels;
     m.fold = 1;
     while (m.fold * g.c % vector)
         m.fold *= 2;
@@ -70,55 +74,47 @@ template <class S> Matrix matrix_of(const Geometry &g, int vector)
     m.folded_rows = ceil_div(m.rows, m.fold);
     m.chunk = S::CHUNK;
     m.chunks = ceil_div(m.folded_rows, m.chunk);
-    m.tiles = ceil_div(m.width, S::COLS);
-    if (m.width <= S::COLS || (m.fold == 1 && S::COLS % g.group_channels == 0))
-        m.unit = g.group_channels;
-    else if (m.fold == 1 && g.group_channels % S::COLS == 0)
-        m.unit = S::COLS;
-    m.by_chunks = Divisor(m.chunks), m.by_tiles = Divisor(m.tiles), m.by_c = Divisor(m.c);
+    m.split = 1;
+    m.tile_cols = S::COLS;
+    if (whole_sets && m.width > S::COLS) {
+        int64_t sets = g.group_channels;
+        while (sets % vector)
+            sets *= 2; /* vectors are of 2^k elements */
+        if (sets <= S::COLS)
+            m.tile_cols = S::COLS / sets * sets;
+        else if (sets == g.group_channels)
+            m.split = ceil_div(g.group_channels, S::COLS);
+        else
+            m.tile_cols = 0;
+        if (m.fold > 1)
+            m.tile_cols = 0;
+    }
+    m.tiles = m.split > 1 ? g.c / g.group_channels * m.split : ceil_div(m.width, m.tile_cols ? m.tile_cols : 1);
+    m.by_chunks = Divisor(m.chunks), m.by_tiles = Divisor(m.tiles), m.by_c = Divisor(m.c), m.by_split = Divisor(m.split);
     return m;
 }
 
 template <class T> struct Forward : Sets<T> {
     using typename Sets<T>::R;
-    Matrix  m;
+    Matrix  m, applied;
     int64_t groups, group_channels;
-    Divisor by_groups, by_group_channels, by_parts_of_chunk;
+    Divisor by_groups, by_group_channels;
     bool    across_batch, known;
     int64_t run, runs; /* folded rows of a block that applies */
 
-    /* The parts of a set, for the kernel that merges them: chunk by chunk, in a chunk unit by unit, or fold by fold and in a
-     * fold the channels. */
-    WF_HOST_DEVICE int64_t parts_of_chunk() const { return m.unit > 0 ? group_channels / m.unit : m.fold * group_channels; }
-
-    struct Part {
-        int64_t chunk, fold, channel;
-    };
-
-    WF_ON_DEVICE Part part_of(int64_t i) const
-    {
-        const int64_t chunk = by_parts_of_chunk.quotient(i), rest = i - chunk * parts_of_chunk();
-        if (m.unit > 0)
-            return {chunk, 0, rest * m.unit};
-        const int64_t fold = by_group_channels.quotient(rest);
-        return {chunk, fold, rest - fold * group_channels};
-    }
-
+    /* The parts of a set, for the kernel that merges them: chunk by chunk, in a chunk tile by tile. */
     WF_ON_DEVICE int64_t part_at(int64_t set, int64_t i) const
     {
-        const Part    at = part_of(i);
         const int64_t sample = across_batch ? 0 : by_groups.quotient(set), group = set - sample * groups;
-        return (sample * m.chunks + at.chunk) * m.width + at.fold * m.c + group * group_channels + at.channel;
+        const int64_t chunk = m.by_split.quotient(i), part = i - chunk * m.split;
+        return (sample * m.chunks + chunk) * m.width + group * group_channels + part * m.tile_cols;
     }
 
     WF_ON_DEVICE int64_t before(int64_t i) const
     {
-        const Part    at = part_of(i);
-        const int64_t first = m.rows_before(at.chunk), rows = m.rows_before(at.chunk + 1) - first;
-        if (m.unit > 0)
-            return first * group_channels + at.channel * rows;
-        const int64_t least = rows / m.fold, more = rows % m.fold; /* rows of a fold; folds that have one more */
-        return (first + at.fold * least + smallest(at.fold, more)) * group_channels + at.channel * (least + (at.fold < more));
+        const int64_t chunk = m.by_split.quotient(i), part = i - chunk * m.split;
+        const int64_t first = m.rows_before(chunk), rows = m.rows_before(chunk + 1) - first;
+        return first * group_channels + part * m.tile_cols * rows;
     }
 
     struct Coefficients {
@@ -133,7 +129,7 @@ template <class T> struct Forward : Sets<T> {
 
     WF_ON_DEVICE Coefficients coefficients(int64_t sample, int64_t column) const
     {
-        const int64_t channel = m.by_c.remainder(column);
+        const int64_t channel = applied.by_c.remainder(column);
         Stats<R>      s;
         if (known)
             s = {dev::load(this->running_mean_in, channel), 0, known_rstd(channel)};
@@ -187,9 +183,9 @@ template <class T, class S, int V> struct Chunk {
 
     template <bool Stream, class P> WF_ON_DEVICE void load(const P &p, int64_t sample, int64_t chunk, int64_t tile)
     {
-        const int64_t column = tile * S::COLS + threadIdx.x % S::LANES * V;
+        const int64_t column = p.m.begin(tile) + threadIdx.x % S::LANES * V;
         const int64_t first = (chunk * S::CHUNK + threadIdx.x / S::LANES) * p.m.width + column;
-        const int64_t left = column < p.m.width ? p.m.size - first : 0;
+        const int64_t left = column < p.m.end(tile) ? p.m.size - first : 0;
         at = sample * p.m.size + first;
         stride = S::ROWS * p.m.width;
         whole = 0;
@@ -353,17 +349,19 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_moments__til
     for (int64_t i = blockIdx.x; i < p.m.samples * p.m.chunks * p.m.tiles; i += gridDim.x) {
         const int64_t  of_tiles = p.m.by_tiles.quotient(i), tile = i - of_tiles * p.m.tiles;
         const int64_t  sample = p.m.by_chunks.quotient(of_tiles), chunk = of_tiles - sample * p.m.chunks;
-        const int64_t  column = tile * S::COLS + S::column(threadIdx.x);
-        const bool     present = threadIdx.x < S::COLS && column < p.m.width, folded = p.m.unit > 0 && p.m.tiles == 1;
+        const int64_t  begin = p.m.begin(tile), column = begin + S::column(threadIdx.x), end = p.m.end(tile);
+        const bool     present = threadIdx.x < S::COLS && column < end;
         Chunk<T, S, V> x;
         x.template load<false>(p, sample, chunk, tile);
-        int                   used = 0, unit = p.m.unit > 0 ? (int)p.m.unit : 1;
-        const int             in_fold = (int)(folded && present ? p.m.by_c.remainder(column) : S::column(threadIdx.x));
-        const int             first = present ? in_fold / unit * unit : 0;
-        const AcrossSet<S, R> across = {first, unit, folded ? (int)p.m.fold : 1, (int)p.m.c, false, own, own, &used};
-        const auto m = x.moments(present ? p.m.count(column, chunk) : 0, scratch, columns, flags, across);
-        if (present && (p.m.unit == 0 || S::column(threadIdx.x) == first))
-            store_moments(p.part, of_tiles * p.m.width + column, m);
+        int       used = 0;
+        const int unit = (int)smallest(p.group_channels, end - begin); /* channels of a set */
+        const int in_fold = (int)(p.m.fold > 1 && present ? p.m.by_c.remainder(column) : S::column(threadIdx.x));
+        const int first = present ? in_fold / unit * unit : 0;
+        const int count = (int)((p.m.rows_before(chunk + 1) - p.m.rows_before(chunk)) * unit);
+        const AcrossSet<S, R> across = {first, unit, (int)p.m.fold, (int)p.m.c, false, own, own, &used};
+        const auto m = x.moments(present ? count : 0, scratch, columns, flags, across);
+        if (present && S::column(threadIdx.x) == first)
+            store_moments(p.part, (sample * p.m.chunks + chunk) * p.m.width + column, m);
     }
 }
 
@@ -375,26 +373,27 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles
 {
     using R = real_of<T>;
     using S = Tile<T, V, TILE_SIZE>;
-    for (int64_t left = p.m.samples * p.runs * p.m.tiles - blockIdx.x; left > 0; left -= gridDim.x) {
-        const int64_t of_tiles = p.m.by_tiles.quotient(left - 1), tile = left - 1 - of_tiles * p.m.tiles;
+    for (int64_t left = p.applied.samples * p.runs * p.applied.tiles - blockIdx.x; left > 0; left -= gridDim.x) {
+        const int64_t of_tiles = p.applied.by_tiles.quotient(left - 1), tile = left - 1 - of_tiles * p.applied.tiles;
         const int64_t sample = of_tiles / p.runs, begin = of_tiles % p.runs * p.run;
-        const int64_t end = smallest(p.m.folded_rows, begin + p.run);
+        const int64_t end = smallest(p.applied.folded_rows, begin + p.run);
         const int64_t column = tile * S::COLS + threadIdx.x % S::LANES * V, first = begin + threadIdx.x / S::LANES;
-        if (column >= p.m.width)
+        const int64_t stride = S::ROWS * p.applied.width, base = sample * p.applied.size;
+        if (column >= p.applied.width)
             continue;
         typename Forward<T>::Coefficients a[V];
 #pragma unroll
         for (int j = 0; j < V; j++)
             a[j] = p.coefficients(sample, column + j);
         for (int64_t row = first; row < end; row += APPLIED * S::ROWS) {
-            const int64_t  at = row * p.m.width + column;
+            const int64_t  at = row * p.applied.width + column;
             dev::vec<T, V> packed[APPLIED];
             int            valid[APPLIED];
 #pragma unroll
             for (int k = 0; k < APPLIED; k++) {
-                const int64_t n = row + k * S::ROWS < end ? p.m.size - at - k * S::ROWS * p.m.width : 0;
+                const int64_t n = row + k * S::ROWS < end ? p.applied.size - at - k * stride : 0;
                 valid[k] = n >= V ? V : n > 0 ? (int)n : 0;
-                packed[k] = load_packed<true, V>(p.x, sample * p.m.size + at + k * S::ROWS * p.m.width, valid[k], p.x_wide);
+                packed[k] = load_packed<true, V>(p.x, base + at + k * stride, valid[k], p.x_wide);
             }
 #pragma unroll
             for (int k = 0; k < APPLIED; k++) {
@@ -403,11 +402,11 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles
 #pragma unroll
                 for (int j = 0; j < V; j++)
                     y[j] = multiply_add((x[j] - a[j].mean) - a[j].mean_lo, a[j].factor, a[j].shift);
-                store_reals<true>(p.y, sample * p.m.size + at + k * S::ROWS * p.m.width, valid[k], p.y_wide, y);
+                store_reals<true>(p.y, base + at + k * stride, valid[k], p.y_wide, y);
             }
         }
         if (p.known && p.rstd && first == 0)
-            for (int j = 0; j < V && column + j < p.m.c; j++)
+            for (int j = 0; j < V && column + j < p.applied.c; j++)
                 dev::store(p.rstd, column + j, p.known_rstd(column + j));
     }
 }
@@ -471,37 +470,31 @@ template <class T, int SIZE> __global__ void __launch_bounds__(THREADS, 2) chann
 
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
 
-/* f(V()): the elements of a vector. Vectors are aligned where the tensor is, as every sample begins with one. */
-template <class T, class F> void with_width(const Geometry &g, F f)
+/* f(V(), matrix) for the widest vectors that are aligned where the tensor is, as every sample begins with one, and that suit. */
+template <class T, class F> void with_width(const Geometry &g, bool whole_sets, F f)
 {
-    const auto fits = [&](int vector) { return g.across_batch || g.hw * g.c % vector == 0; };
-    if (fits(vec_of<T>))
-        return f(std::integral_constant<int, vec_of<T>>());
+    const auto fits = [&](auto width) {
+        const Matrix m = matrix_of<Tile<T, width(), TILE_SIZE>>(g, width(), whole_sets);
+        const bool   suits = m.tile_cols > 0 && (g.across_batch || g.hw * g.c % width() == 0);
+        if (suits)
+            f(width, m);
+        return suits;
+    };
+    if (fits(std::integral_constant<int, vec_of<T>>()))
+        return;
     if constexpr (vec_of<T> > 4)
-        if (fits(4))
-            return f(std::integral_constant<int, 4>());
-    f(std::integral_constant<int, 1>());
+        if (fits(std::integral_constant<int, 4>()))
+            return;
+    fits(std::integral_constant<int, 1>());
 }
 
-/* f(T(), V(), geometry, matrix) */
-template <class F> void with_matrix(const Problem &p, F f)
-{
-    const Geometry g = geometry_of(p);
-    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
-        using T = decltype(x);
-        with_width<T>(g, [&](auto width) { f(x, width, g, matrix_of<Tile<T, width(), TILE_SIZE>>(g, width())); });
-    });
-}
-
-template <class T> Forward<T> params_of(const Problem &p, const Geometry &g, const Matrix &m, int vector, int64_t used, Run &run)
+template <class T> Forward<T> params_of(const Problem &p, const Geometry &g, const Matrix &m, int64_t used, Run &run)
 {
     auto q = sets_of<Forward<T>>(p, g, run, used);
-    q.x_wide = reinterpret_cast<uintptr_t>(p.x) % (vector * sizeof(T)) == 0;
-    q.y_wide = reinterpret_cast<uintptr_t>(p.y) % (vector * sizeof(T)) == 0;
-    q.m = m;
+    q.x_wide = dev::aligned<vec_of<T>>(q.x), q.y_wide = dev::aligned<vec_of<T>>(q.y);
+    q.m = q.applied = m;
     q.groups = g.groups, q.group_channels = g.group_channels;
     q.by_groups = Divisor(g.groups), q.by_group_channels = Divisor(g.group_channels);
-    q.by_parts_of_chunk = Divisor(q.parts_of_chunk());
     q.across_batch = g.across_batch, q.known = p.known;
     return q;
 }
@@ -527,8 +520,8 @@ template <int SIZE> void on_chip_launch(const Problem &p, Run &run)
     with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
         using T = decltype(x);
         using S = Tile<T, vec_of<T>, SIZE>;
-        const Matrix   m = matrix_of<S>(g, vec_of<T>);
-        const auto     q = params_of<T>(p, g, m, vec_of<T>, 0, run);
+        const Matrix   m = matrix_of<S>(g, vec_of<T>, true);
+        const auto     q = params_of<T>(p, g, m, 0, run);
         unsigned       cluster = 1;
         while (cluster * S::CHUNK < m.rows)
             cluster *= 2;
@@ -554,41 +547,64 @@ inline bool known_takes(const Problem &p)
     return geometry_of(p).last && p.known;
 }
 
+/* f(T(), geometry) */
+template <class F> void with_type(const Problem &p, F f)
+{
+    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) { f(x, geometry_of(p)); });
+}
+
 inline size_t workspace(const Problem &p)
 {
     size_t size = 0;
-    with_matrix(p, [&](auto, auto, const Geometry &g, const Matrix &m) {
-        size = reals(p, part_reals(m) + 3 * g.sets + average_reals(g, p));
+    with_type(p, [&](auto x, const Geometry &g) {
+        with_width<decltype(x)>(g, true, [&](auto, const Matrix &m) {
+            size = reals(p, part_reals(m) + 3 * g.sets + average_reals(g, p));
+        });
     });
     return size;
 }
 
-inline void launch(const Problem &p, Run &run)
+template <class T> void start_moments(Forward<T> &q, const Problem &p, const Geometry &g, Run &run)
 {
-    with_matrix(p, [&](auto x, auto width, const Geometry &g, const Matrix &m) {
-        using T = decltype(x);
-        using S = Tile<T, width(), TILE_SIZE>;
-        const int64_t part = part_reals(m);
-        auto          q = params_of<T>(p, g, m, width(), part + 3 * g.sets, run);
-        q.parts = m.chunks * q.parts_of_chunk();
+    with_width<T>(g, true, [&](auto width, const Matrix &m) {
+        const int64_t part = part_reals(m), blocks = m.samples * m.chunks * m.tiles;
+        q = params_of<T>(p, g, m, part + 3 * g.sets, run);
+        q.parts = m.chunks * m.split;
         q.part = buffer<real_of<T>>(run.workspace);
         q.stats = q.part + part;
-        q.run = S::ROWS * APPLIED;
+        if (blocks > 0)
+            start(run, {dim3(grid_for(blocks)), dim3(THREADS)}, channels_last_forward_moments__tiles<T, width()>, q);
+    });
+    if (q.rows > 0 && q.parts <= MERGED_BY_WARP)
+        start_merge<32>(q, run);
+    else if (q.rows > 0)
+        start_merge<WIDE>(q, run);
+}
+
+template <class T> void start_apply(Forward<T> q, const Geometry &g, Run &run)
+{
+    with_width<T>(g, false, [&](auto width, const Matrix &m) {
+        q.applied = m;
+        q.run = Tile<T, width(), TILE_SIZE>::ROWS * APPLIED;
         while (q.run < APPLIED_MOST && m.samples * m.tiles * ceil_div(m.folded_rows, 2 * q.run) >= APPLYING_BLOCKS)
             q.run *= 2;
         q.runs = m.folded_rows ? ceil_div(m.folded_rows, q.run) : 1; /* what is known has results though there is no x */
+        const int64_t blocks = m.samples * q.runs * m.tiles;
+        if (blocks > 0)
+            start(run, {dim3(grid_for(blocks)), dim3(THREADS)}, channels_last_forward_apply__tiles<T, width()>, q);
+    });
+}
 
-        const int64_t chunks = m.samples * m.chunks * m.tiles, runs = m.samples * q.runs * m.tiles;
-        if (!p.known && chunks > 0)
-            start(run, {dim3(grid_for(chunks)), dim3(THREADS)}, channels_last_forward_moments__tiles<T, width()>, q);
-        if (!p.known && q.rows > 0) {
-            if (q.parts <= MERGED_BY_WARP)
-                start_merge<32>(q, run);
-            else
-                start_merge<WIDE>(q, run);
-        }
-        if (runs > 0)
-            start(run, {dim3(grid_for(runs)), dim3(THREADS)}, channels_last_forward_apply__tiles<T, width()>, q);
+inline void launch(const Problem &p, Run &run)
+{
+    with_type(p, [&](auto x, const Geometry &g) {
+        using T = decltype(x);
+        Forward<T> q = {};
+        if (p.known)
+            q = params_of<T>(p, g, Matrix(), 0, run);
+        else
+            start_moments<T>(q, p, g, run);
+        start_apply<T>(q, g, run);
         start_average<T>(p, g, q, run);
     });
 }
