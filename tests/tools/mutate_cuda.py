@@ -88,6 +88,22 @@ def suites_of(path):
     return SUITES
 
 
+def first_failure(tree, suites, sync):
+    """(name of the test, what failed, what the emulator called it) of the first that fails, or None."""
+    for name, target, command, environment in tests(suites, sync):
+        if target and mutate.run([*MAKE, target], LIMIT, tree)[0] != 0:
+            continue
+        os.environ.update(environment)
+        status, output = mutate.run(command, LIMIT, tree)
+        for variable in environment:
+            del os.environ[variable]
+        if status != 0:
+            found = re.search(r"EMULATOR ([\w.-]+)|(data race)", output)
+            return (name, "time limit" if status is None else mutate.failing_test(output),
+                    found[1] or found[2] if found else "results")
+    return None
+
+
 def attempt(mutant, tree, original, has_kernels):
     path = os.path.join(tree, mutant["path"])
     with open(path, encoding="utf-8") as stream:
@@ -100,25 +116,17 @@ def attempt(mutant, tree, original, has_kernels):
         mutated = kernels(tree)
         if mutated is None or (mutated == original and not sync):
             return {"result": "did not compile" if mutated is None else "same code"}
-        for name, target, command, environment in tests([s for s in suites_of(mutant["path"]) if s in has_kernels], sync):
-            if target and mutate.run([*MAKE, target], LIMIT, tree)[0] != 0:
-                continue
-            os.environ.update(environment)
-            status, output = mutate.run(command, LIMIT, tree)
-            for variable in environment:
-                del os.environ[variable]
-            if status != 0:
-                by = "time limit" if status is None else mutate.failing_test(output)
-                found = re.search(r"EMULATOR ([\w.-]+)|(data race)", output)
-                return {"result": "killed", "by": f"{name}: {by}", "effort": found[1] or found[2] if found else "results",
-                        "seconds": round(time.time() - began)}
+        failure = first_failure(tree, [s for s in suites_of(mutant["path"]) if s in has_kernels], sync)
+        if failure:
+            return {"result": "killed", "by": f"{failure[0]}: {failure[1]}", "effort": failure[2],
+                    "seconds": round(time.time() - began)}
         return {"result": "survived", "seconds": round(time.time() - began)}
     finally:
         with open(path, "w", encoding="utf-8") as stream:
             stream.write(text)
 
 
-def prepare(work):
+def prepare(work, has_kernels):
     tree = os.path.join(work, "tree")
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
     for path in filter(os.path.isfile, listed):
@@ -129,6 +137,9 @@ def prepare(work):
     original = kernels(tree)
     if original is None:
         raise SystemExit("the kernels do not compile without a mistake")
+    failure = first_failure(tree, has_kernels, True)
+    if failure:
+        raise SystemExit(f"{failure[0]} fails without a mistake: {failure[1]}")
     return tree, original
 
 
@@ -149,9 +160,9 @@ def main():
     if os.path.exists(record):
         with open(record, encoding="utf-8") as stream:
             results = json.load(stream)
-    tree, original = prepare(work)
     with open("Makefile", encoding="utf-8") as stream:
         has_kernels = re.search(r"^CUDA_SUITES \?= (.*)$", stream.read(), flags=re.M)[1].split()
+    tree, original = prepare(work, [s for s in SUITES if s in has_kernels])
 
     mechanical = [] if options.sync else mutate.draw(20 * options.count, options.seed, sources())
     tried, wanted = [], options.count
