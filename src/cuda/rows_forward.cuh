@@ -134,9 +134,9 @@ template <class T, int G, int V, int SIZE> struct InRegisters {
         }
     }
 
-    /* Of all n, every thread of the group has the result; share = 1 / n. */
+    /* Of all n, every thread of the group has the result; share is of n. */
     template <class P, class Group>
-    WF_ON_DEVICE auto moments(const P &p, const typename P::Place &place, real_of<T> share, Group &group) const
+    WF_ON_DEVICE auto moments(const P &p, const typename P::Place &place, Share<real_of<T>> share, Group &group) const
     {
         using R = real_of<T>;
         R shift;
@@ -156,8 +156,6 @@ template <int G, class R> WF_ON_DEVICE auto group_of(dev::shared<pair<R>> scratc
     else
         return Threads<G / 32, R>{scratch, false};
 }
-
-template <class R> WF_ON_DEVICE R share_of(int64_t count) { return count ? R(1) / R(count) : R(0); }
 
 template <int G> constexpr int block_of = G > 128 ? G : 128;
 
@@ -182,14 +180,14 @@ __global__ void __launch_bounds__(block_of<G>, threads_at_once<P, V, HELD> / blo
     InRegisters<T, G, V, held_size(V, sizeof(T), HELD)> x;
     x.member = threadIdx.x % G;
     auto group = group_of<G, R>(scratch);
-    const R share = share_of<R>(p.cols);
+    const Share<R> share(p.cols);
     for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < p.rows; first += (int64_t)gridDim.x * GROUPS) {
         const int64_t row = first + threadIdx.x / G;
         const bool present = row < p.rows;
         const auto place = p.place(present ? row : 0, 0);
         x.n = present ? (int)p.cols : 0;
         x.template load<true>(p, place);
-        const auto m = x.moments(p, place, present ? share : R(0), group);
+        const auto m = x.moments(p, place, present ? share : Share<R>(), group);
         const auto s = p.finish(m);
         if (present && x.member == 0)
             p.keep(row, m, s);
@@ -255,7 +253,7 @@ __global__ void __launch_bounds__(WIDE, sizeof(typename P::R) == 8 ? 1 : 2) rows
     const int64_t left = p.cols - rank * p.slice;
     const InShared<T, V> x = {packed, left < 0 ? 0 : (int)smallest(left, p.slice)};
     Threads<WARPS, R> group = {scratch, size > 1};
-    const R share = share_of<R>(p.cols);
+    const Share<R> share(p.cols);
     for (int64_t row = blockIdx.x / size; row < p.rows; row += gridDim.x / size) {
         const auto place = p.place(row, rank * p.slice);
         x.load(p, place);
@@ -289,7 +287,7 @@ __global__ void __launch_bounds__(WIDE, V < vec_of<typename P::X> ? 1 : 2) rows_
         x.n = (int)smallest(p.cols - begin, SIZE);
         const auto place = p.place(row, begin);
         x.template load<false>(p, place);
-        const auto m = x.moments(p, place, share_of<R>(x.n), group);
+        const auto m = x.moments(p, place, Share<R>(x.n), group);
         if (threadIdx.x == 0)
             store_moments(p.part, i, m);
     }

@@ -124,12 +124,26 @@ template <int N, class R> WF_ON_DEVICE void clear_beyond(int valid, R (&x)[N])
             x[j] = j < valid ? x[j] : R(0);
 }
 
+// For a known count: of(sum) is sum / count, without a division each time. One step of Newton's, of which fma keeps every bit,
+// makes an exact quotient exact: 1 / count is rounded.
+template <class R> struct Share {
+    R count = 0, inverse = 0;
+
+    Share() = default;
+    explicit WF_ON_DEVICE Share(int64_t n) : count((R)n), inverse(n ? R(1) / (R)n : R(0)) {}
+    WF_ON_DEVICE R of(R sum) const
+    {
+        const R q = sum * inverse;
+        return multiply_add(multiply_add(-q, count, sum), inverse, q);
+    }
+};
+
 // The moments of the values that a group of threads holds (Lanes, or Threads, below). part.sweep(f) calls f(values, offset,
-// valid) for each of the calling thread's vectors; shift is one of the values, share is 1 / their number (0: none). Two
-// sweeps: the first mean is rough (its sum, from shift, is exact only for constant data); the second sweep's sum of
-// deviations corrects it. Squares that leave the range are summed once more, brought near 1 by a power of two.
+// valid) for each of the calling thread's vectors; shift is one of the values, share is of their number. Two sweeps: the first
+// mean is rough (its sum, from shift, is exact only for constant data); the second sweep's sum of deviations corrects it.
+// Squares that leave the range are summed once more, brought near 1 by a power of two.
 template <int N, class R, class Part, class Group>
-WF_ON_DEVICE moments_of<R> row_moments(const Part &part, R shift, R share, bool centered, Group &group)
+WF_ON_DEVICE moments_of<R> row_moments(const Part &part, R shift, Share<R> share, bool centered, Group &group)
 {
     R center = 0;
     if (centered) {
@@ -142,7 +156,7 @@ WF_ON_DEVICE moments_of<R> row_moments(const Part &part, R shift, R share, bool 
             clear_beyond(valid, d);
             sum += tree_sum(d);
         });
-        center = shift + group.sum(sum) * share;
+        center = shift + share.of(group.sum(sum));
     }
     const auto sums_of = [&](R up, R further) {
         pair<R> sum = {0, 0};
@@ -162,7 +176,7 @@ WF_ON_DEVICE moments_of<R> row_moments(const Part &part, R shift, R share, bool 
     };
     pair<R>    sums = sums_of(R(1), R(1));
     int        scale = 0;
-    const bool rescale = share != 0 && !in_range(sums.gx);
+    const bool rescale = share.count > 0 && !in_range(sums.gx);
     if (group.any(rescale)) {
         R largest = 0;
         part.sweep([&](const R(&x)[N], int, int valid) {
@@ -177,8 +191,8 @@ WF_ON_DEVICE moments_of<R> row_moments(const Part &part, R shift, R share, bool 
         sums = usable ? scaled : sums;
     }
     moments_of<R> m = {0, 0, sums.gx, scale};
-    if (centered && share != 0) {
-        const R lo = sums.g * share, m2 = sums.gx - sums.g * lo;
+    if (centered && share.count > 0) {
+        const R lo = share.of(sums.g), m2 = sums.gx - sums.g * lo;
         m.m2 = m2 < 0 ? R(0) : m2;
         shift_mean(center, scale ? (R)ldexp((double)lo, scale) : lo, m);
     }
