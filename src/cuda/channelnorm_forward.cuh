@@ -42,7 +42,12 @@ using Problem = struct channelnorm_forward;
 
 inline Geometry geometry_of(const Problem &p)
 {
-    return geometry_of(p.shape, p.shape.across_batch ? WF_NHWC : WF_NCHW);
+    Geometry g = geometry_of(p.shape, p.shape.across_batch ? WF_NHWC : WF_NCHW);
+    if (p.shape.c == 0 && !p.shape.across_batch) { /* groups without channels have statistics, of nothing */
+        g.group_channels = 0;
+        g.sets = p.shape.n * p.shape.groups;
+    }
+    return g;
 }
 
 inline int64_t set_size(const Geometry &g, const Problem &p)

@@ -14,6 +14,7 @@ template <class R> struct Affine {
 
 template <class T> struct Forward : Sets<T> {
     using typename Sets<T>::R;
+    static constexpr int SHARED_BLOCKS = sizeof(T) == 4 ? 2 : 1;
     Lines lines;
     bool  one_channel; /* a set has but one */
 

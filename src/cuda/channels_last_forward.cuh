@@ -414,7 +414,8 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles
 /* ---- on chip ----------------------------------------------------------------------------------------------------- */
 
 /* A block, or a cluster, for all rows of a tile of whole sets. */
-template <class T, int SIZE> __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last_forward__on_chip(Forward<T> p)
+template <class T, int SIZE>
+__global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last_forward__on_chip(Forward<T> p)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;

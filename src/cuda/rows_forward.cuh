@@ -39,6 +39,7 @@ template <class R> struct Stats {
 template <class T> struct Rows {
     using X = T;
     using R = real_of<T>;
+    static constexpr int SHARED_BLOCKS = sizeof(R) == 8 ? 1 : 2; /* of WIDE threads on a multiprocessor, without spills */
     dev::global<const T> x;
     dev::global<T> y;
     dev::global<R> mean, mean_lo, rstd;
@@ -241,7 +242,7 @@ template <class T, int V> struct InShared {
 
 /* A cluster of blocks per row, or one block: each holds a slice of p.slice elements. */
 template <class P, int V>
-__global__ void __launch_bounds__(WIDE, sizeof(typename P::R) == 8 ? 1 : 2) rows_forward__in_shared(P p)
+__global__ void __launch_bounds__(WIDE, P::SHARED_BLOCKS) rows_forward__in_shared(P p)
 {
     using T = typename P::X;
     using R = typename P::R;
