@@ -333,7 +333,9 @@ START_TEST(order_of_statuses)
     if (pair)
         api_set_integer(&c, "w_dtype", WF_F16); /* with x f32 */
     else
-        c.where.backend = WF_CUDA; /* built without */
+        c.where.backend = WF_CUDA;
+    /* of dropout: built without it, or a variant for whole features */
+    const char *const unfit = pair ? NULL : wf_variant(op->name, WF_CUDA, 1);
     void **const y = api_with(&c, &op->buffer[0]);
     void *const given = *y;
     *y = NULL;
@@ -341,8 +343,9 @@ START_TEST(order_of_statuses)
     *y = given;
     c.where.variant = "no such variant";
     api_expect(&c, WF_INVALID, "variant");
+    c.where.variant = unfit;
+    api_expect(&c, WF_UNSUPPORTED, pair ? "w_dtype" : unfit ? "variant" : "CUDA");
     c.where.variant = NULL;
-    api_expect(&c, WF_UNSUPPORTED, pair ? "w_dtype" : "CUDA");
     if (pair)
         api_set_integer(&c, "w_dtype", WF_F32);
     c.where.backend = WF_CPU;
