@@ -23,12 +23,8 @@ struct PendingError {
     }
 };
 
-struct Device {
-    int arch; /* major * 10 + minor */
-    int multiprocessors;
-};
-
-static cudaError_t current_device(Device *d)
+/* major * 10 + minor of the current device. */
+static cudaError_t current_arch(int *arch)
 {
     int         device, major = 0, minor = 0;
     cudaError_t error = cudaGetDevice(&device);
@@ -36,17 +32,15 @@ static cudaError_t current_device(Device *d)
         error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (error == cudaSuccess)
         error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&d->multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    d->arch = major * 10 + minor;
+    *arch = major * 10 + minor;
     return error;
 }
 
 static bool usable(void)
 {
     const PendingError pending;
-    Device             device;
-    return current_device(&device) == cudaSuccess && device.arch >= WF_CUDA_ARCH_MIN;
+    int                arch;
+    return current_arch(&arch) == cudaSuccess && arch >= WF_CUDA_ARCH_MIN;
 }
 
 static wf_status device_failed(struct call *call, cudaError_t error)
@@ -78,22 +72,20 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
         return call->status;
 
     const PendingError pending;
-    Device             device;
-    cudaError_t        error = current_device(&device);
+    int                arch;
+    cudaError_t        error = current_arch(&arch);
     if (error != cudaSuccess)
         return device_failed(call, error);
-    if (wanted && v->arch > device.arch)
-        return call_fail(call, WF_UNSUPPORTED, "where.variant = \"%s\" needs sm_%d, the device is sm_%d", wanted, v->arch,
-                         device.arch);
-    while (v->name && !(v->takes(p) && v->arch <= device.arch))
+    if (wanted && v->arch > arch)
+        return call_fail(call, WF_UNSUPPORTED, "where.variant = \"%s\" needs sm_%d, the device is sm_%d", wanted, v->arch, arch);
+    while (v->name && !(v->takes(p) && v->arch <= arch))
         v++;
-    if (!v->name || device.arch < WF_CUDA_ARCH_MIN)
-        return call_fail(call, WF_UNSUPPORTED, "the device is sm_%d, this build begins at sm_%d", device.arch,
-                         WF_CUDA_ARCH_MIN);
+    if (!v->name || arch < WF_CUDA_ARCH_MIN)
+        return call_fail(call, WF_UNSUPPORTED, "the device is sm_%d, this build begins at sm_%d", arch, WF_CUDA_ARCH_MIN);
     call->variant = v->name;
     call->why = wanted ? "asked" : "best";
 
-    Run run = {call->exec.stream, static_cast<char *>(workspace), call->dry_run, cudaSuccess, device.multiprocessors};
+    Run run = {call->exec.stream, static_cast<char *>(workspace), call->dry_run, cudaSuccess};
     const uint64_t caller = wf_fpmode_enter(); /* constants are rounded on the host */
     v->launch(p, run);
     wf_fpmode_leave(caller);

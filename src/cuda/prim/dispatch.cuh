@@ -7,7 +7,6 @@
 // | start(run, cfg, kernel,  | enqueues; where run.load_only, only loads the kernel. The first failure of a run sticks: no |
 // |       params)            | later launch is tried                                                                       |
 // | grid_for(work)           | blocks for `work` blocks' work, which the kernel takes in strides of the grid               |
-// | grid_at_once(run, b, w)  | blocks, b on a multiprocessor, likewise                                                     |
 // | with_dtypes(x, w, f)     | f(T(), W()) for the element types                                                           |
 //
 // takes() and workspace() look at the problem alone, never at buffers or the device.
@@ -19,7 +18,6 @@ struct Run {
     char        *workspace; // of at least the size asked for, aligned to 64 bytes
     bool         load_only;
     cudaError_t  error;
-    int          multiprocessors; // for how many blocks take turns; results do not depend on it
 };
 
 template <class Problem> struct Variant {
@@ -43,12 +41,6 @@ template <class P> void start(Run &run, dev::LaunchCfg cfg, void (*kernel)(P), c
 inline unsigned grid_for(int64_t work)
 {
     return (unsigned)smallest<int64_t>(work, 1 << 14);
-}
-
-// Or no more than a device has at once, so many on a multiprocessor: for blocks that are at the next work early.
-inline unsigned grid_at_once(const Run &run, int blocks, int64_t work)
-{
-    return (unsigned)smallest<int64_t>(work, (int64_t)run.multiprocessors * blocks);
 }
 
 enum class Element { F32, F16, BF16, F64 }; // as wf_dtype
