@@ -15,22 +15,28 @@ static void (*scopy)(int n, const float *x, int incx, float *y, int incy);
 static void (*saxpy)(int n, float alpha, const float *x, int incx, float *y, int incy);
 static void (*set_threads)(int threads); /* OpenBLAS has it */
 
+void *blas_library(const char *name, const BlasCall *calls, int count)
+{
+    void *const library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    bool all = library;
+    for (int k = 0; k < count && all; k++) {
+        void *const at = dlsym(library, calls[k].name);
+        memcpy(calls[k].to, &at, sizeof at);
+        all = at;
+    }
+    return all ? library : NULL;
+}
+
 static const char *cpu_open(void)
 {
     static const char *const names[] = { "libopenblas.so.0", "libcblas.so.3", "libblas.so.3", "libmkl_rt.so" };
-    static const struct { const char *name; void *to; } calls[] = {
+    static const BlasCall calls[] = {
         { "cblas_sgemv", &sgemv }, { "cblas_sger", &sger }, { "cblas_scopy", &scopy }, { "cblas_saxpy", &saxpy }
     };
     static const char *found;
     for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++) {
-        void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-        bool all = library;
-        for (size_t k = 0; k < sizeof calls / sizeof *calls && all; k++) {
-            void *const at = dlsym(library, calls[k].name);
-            memcpy(calls[k].to, &at, sizeof at);
-            all = at;
-        }
-        if (!all)
+        void *const library = blas_library(names[i], calls, sizeof calls / sizeof *calls);
+        if (!library)
             continue;
         void *const threads = dlsym(library, "openblas_set_num_threads");
         memcpy(&set_threads, &threads, sizeof threads);

@@ -6,8 +6,6 @@
 
 #ifdef WF_TEST_CUDA
 
-#include <dlfcn.h>
-#include <string.h>
 
 enum { NO_TRANS = 0, TRANS = 1 }; /* CUBLAS_OP_N, CUBLAS_OP_T */
 
@@ -25,22 +23,14 @@ static int (*saxpy)(void *, int n, const float *alpha, const float *x, int incx,
 static const char *gpu_blas_open(void)
 {
     static const char *const names[] = { "libcublas.so.13", "libcublas.so.12", "libcublas.so.11" };
-    static const struct { const char *name; void *to; } calls[] = {
+    static const BlasCall calls[] = {
         { "cublasCreate_v2", &create }, { "cublasSetStream_v2", &set_stream }, { "cublasSgemv_v2", &sgemv },
         { "cublasSger_v2", &sger },     { "cublasScopy_v2", &scopy },          { "cublasSaxpy_v2", &saxpy }
     };
     static const char *found;
-    for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++) {
-        void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-        bool all = library;
-        for (size_t k = 0; k < sizeof calls / sizeof *calls && all; k++) {
-            void *const at = dlsym(library, calls[k].name);
-            memcpy(calls[k].to, &at, sizeof at);
-            all = at;
-        }
-        if (all && create(&handle) == 0)
+    for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++)
+        if (blas_library(names[i], calls, sizeof calls / sizeof *calls) && create(&handle) == 0)
             found = names[i];
-    }
     return found;
 }
 
