@@ -14,6 +14,7 @@ machine that does little else: on a busy one look at those that were noticed by 
 
 import argparse
 import concurrent.futures
+import contextlib
 import filecmp
 import glob
 import hashlib
@@ -189,14 +190,24 @@ def library(tree, isas):
         return hashlib.sha256(stream.read()).hexdigest()
 
 
-def attempt(mutant, tree, quick, full):
+@contextlib.contextmanager
+def mistake(mutant, tree):
+    """The tree has it for as long as this lasts."""
     path = os.path.join(tree, mutant["path"])
     with open(path, encoding="utf-8") as stream:
         text = stream.read()
     with open(path, "w", encoding="utf-8") as stream:
         stream.write(text[:mutant["start"]] + mutant["new"] + text[mutant["end"]:])
-    began = time.time()
     try:
+        yield
+    finally:
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(text)
+
+
+def attempt(mutant, tree, quick, full):
+    began = time.time()
+    with mistake(mutant, tree):
         for isas in ISAS:
             mutated = library(tree, isas)
             if mutated is None:
@@ -215,12 +226,9 @@ def attempt(mutant, tree, quick, full):
                     return {"result": "killed", "by": f"{suite}: {killer}", "effort": "quick" if is_quick else "full",
                             "seconds": round(time.time() - began)}
         return {"result": "survived" if full else MISSED, "seconds": round(time.time() - began)}
-    finally:
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(text)
 
 
-def prepare(tree):
+def copy_sources(tree):
     """A copy of what git knows or would add; it keeps its build folders from one run to the next."""
     wanted = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], capture_output=True, text=True,
                             check=True).stdout.splitlines()
@@ -229,6 +237,10 @@ def prepare(tree):
         os.makedirs(os.path.dirname(copy), exist_ok=True)
         if not os.path.exists(copy) or not filecmp.cmp(path, copy, shallow=False):
             shutil.copy(path, copy)
+
+
+def prepare(tree):
+    copy_sources(tree)
     for isas in ISAS:
         status, output = make(tree, isas, f"build-{isas}/tests/check")
         if status != 0:
@@ -243,7 +255,20 @@ def prepare(tree):
         SECONDS[suite] = time.time() - began
 
 
-# ---- the table ----
+# ---- what is known, and the table ----
+
+
+def read_results(record):
+    if not os.path.exists(record):
+        return {}
+    with open(record, encoding="utf-8") as stream:
+        return json.load(stream)
+
+
+def write_results(record, results):
+    with open(record + ".new", "w", encoding="utf-8") as out:
+        json.dump(results, out, indent=1)
+    os.replace(record + ".new", record)
 
 
 def key(mutant):
@@ -301,10 +326,7 @@ def main():
     work = os.path.abspath(options.work)
     os.makedirs(work, exist_ok=True)
     record = os.path.join(work, "results.json")
-    results = {}
-    if os.path.exists(record):
-        with open(record, encoding="utf-8") as stream:
-            results = json.load(stream)
+    results = read_results(record)
 
     stream = draw(20 * options.count, options.seed)
     trees = [os.path.join(work, f"tree{i}") for i in range(options.jobs)]
@@ -325,9 +347,7 @@ def main():
                 results[key(mutant)] = attempt(mutant, tree, quick, full)
             finally:
                 free.append(tree)
-            with open(record + ".new", "w", encoding="utf-8") as out:
-                json.dump(results, out, indent=1)
-            os.replace(record + ".new", record)
+            write_results(record, results)
             r = results[key(mutant)]
             print(f"{mutant['path']}:{mutant['line']}: {mutant['operator']}: {mutant['old']!r} -> {mutant['new']!r}: "
                   f"{r['result']}{' by ' + r['by'] if 'by' in r else ''}", flush=True)

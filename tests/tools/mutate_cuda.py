@@ -13,11 +13,8 @@ behind the synchronization; --minutes is when to stop before the next mutant.
 import argparse
 import glob
 import hashlib
-import json
 import os
 import re
-import shutil
-import subprocess
 import time
 
 import mutate
@@ -105,14 +102,9 @@ def first_failure(tree, suites, sync):
 
 
 def attempt(mutant, tree, original, has_kernels):
-    path = os.path.join(tree, mutant["path"])
-    with open(path, encoding="utf-8") as stream:
-        text = stream.read()
-    with open(path, "w", encoding="utf-8") as stream:
-        stream.write(text[:mutant["start"]] + mutant["new"] + text[mutant["end"]:])
     sync = mutant["operator"] == "deleted_synchronization"
     began = time.time()
-    try:
+    with mutate.mistake(mutant, tree):
         mutated = kernels(tree)
         if mutated is None or (mutated == original and not sync):
             return {"result": "did not compile" if mutated is None else "same code"}
@@ -121,19 +113,11 @@ def attempt(mutant, tree, original, has_kernels):
             return {"result": "killed", "by": f"{failure[0]}: {failure[1]}", "effort": failure[2],
                     "seconds": round(time.time() - began)}
         return {"result": "survived", "seconds": round(time.time() - began)}
-    finally:
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(text)
 
 
 def prepare(work, has_kernels):
     tree = os.path.join(work, "tree")
-    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True).stdout.splitlines()
-    for path in filter(os.path.isfile, listed):
-        copy = os.path.join(tree, path)
-        os.makedirs(os.path.dirname(copy), exist_ok=True)
-        if not os.path.exists(copy) or open(path, "rb").read() != open(copy, "rb").read():
-            shutil.copy2(path, copy)
+    mutate.copy_sources(tree)
     original = kernels(tree)
     if original is None:
         raise SystemExit("the kernels do not compile without a mistake")
@@ -154,12 +138,10 @@ def main():
     os.chdir(mutate.ROOT)
     os.environ.update(ENVIRONMENT)
     mutate.TABLE = TABLE
-    work, began, results = os.path.abspath(options.work), time.time(), {}
+    work, began = os.path.abspath(options.work), time.time()
     os.makedirs(work, exist_ok=True)
     record = os.path.join(work, "results.json")
-    if os.path.exists(record):
-        with open(record, encoding="utf-8") as stream:
-            results = json.load(stream)
+    results = mutate.read_results(record)
     with open("Makefile", encoding="utf-8") as stream:
         has_kernels = re.search(r"^CUDA_SUITES \?= (.*)$", stream.read(), flags=re.M)[1].split()
     tree, original = prepare(work, [s for s in SUITES if s in has_kernels])
@@ -175,9 +157,7 @@ def main():
             if options.minutes and time.time() - began > 60 * options.minutes:
                 break
             results[mutate.key(mutant)] = attempt(mutant, tree, original, has_kernels)
-            with open(record + ".new", "w", encoding="utf-8") as out:
-                json.dump(results, out, indent=1)
-            os.replace(record + ".new", record)
+            mutate.write_results(record, results)
         r = results[mutate.key(mutant)]
         print(f"{mutant['path']}:{mutant['line']}: {mutant['operator']}: {mutant['old']!r} -> {mutant['new']!r}: "
               f"{r['result']}{' by ' + r['by'] if 'by' in r else ''}{' (known)' if known else ''}", flush=True)
