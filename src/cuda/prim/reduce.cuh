@@ -243,7 +243,8 @@ template <class R> struct LongSum {
     WF_ON_DEVICE R value() const { return isfinite(lost) ? sum + lost : sum; }
 };
 
-// Over all threads that share the row: WARPS warps of a block and, with clustered, of each of at most 8 blocks.
+// Over all threads that share the row: WARPS warps of a block and, with clustered, of each of 2, 4 or 8 blocks of 8 warps at
+// least (what a cluster's warps leave is then 16 values, or fills a warp).
 template <int WARPS, class S, class Op> WF_ON_DEVICE S row_reduce(S value, dev::shared<S> scratch, bool clustered, Op op)
 {
     const int lane = threadIdx.x % 32;
