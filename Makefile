@@ -212,7 +212,7 @@ check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite, all at o
 sanitize-gpu: $(O)/tests/check  ## compute-sanitizer's four tools over a part of the same
 	@tests/tools/sanitize-gpu $< $(GPU_SUITES)
 
-check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-cuda check-cuda-proofs check-cuda-asan check-cuda-tsan)
+check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-emu check-cuda check-cuda-proofs check-cuda-asan check-cuda-tsan)
 endif
 
 run-check: $(O)/tests/check
