@@ -7,6 +7,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "common/fpmode.h"
 
@@ -190,8 +193,19 @@ size_t cpu_arena_size(const struct cpu_arena *arena)
 
 /* ---- the table -------------------------------------------------------------------------------------------------- */
 
+/* The last-level cache that this core can fill. sysconf is asked second: on AMD some versions of glibc answer with what
+ * all of the package's caches hold together, which no core can use. */
 static int64_t cache_size(void)
 {
+#if defined(__x86_64__)
+    static const unsigned leaves[] = {4, 0x8000001d}; /* Intel's and AMD's; the other's is empty or absent */
+    for (int k = 0; k < 2; k++) {
+        unsigned a, b, c, d;
+        for (unsigned i = 0; __get_cpuid_count(leaves[k], i, &a, &b, &c, &d) && (a & 31); i++)
+            if ((a >> 5 & 7) == 3)
+                return (int64_t)((b >> 22) + 1) * ((b >> 12 & 1023) + 1) * ((b & 4095) + 1) * ((int64_t)c + 1);
+    }
+#endif
 #ifdef _SC_LEVEL3_CACHE_SIZE
     long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
     if (size > 0)
