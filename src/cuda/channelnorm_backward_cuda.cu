@@ -62,7 +62,8 @@ WF_ON_DEVICE void average_sets(const Combine<R, W> &p, int64_t block, int64_t bl
 template <class R, class W>
 __global__ void __launch_bounds__(FINISH_THREADS) channelnorm_backward__combine(Combine<R, W> p)
 {
-    WF_SHARED(R, sums, FINISH_SHARED);
+    using Sums = dev::vec<R, vec_of<R>>;
+    WF_SHARED(Sums, sums, FINISH_THREADS);
     WF_SHARED(pair<R>, scratch, 2 * FINISH_THREADS / 32);
     if (blockIdx.x >= p.finish_blocks) {
         average_sets(p, blockIdx.x - p.finish_blocks, gridDim.x - p.finish_blocks, scratch);
@@ -138,13 +139,13 @@ void combine(const Problem &p, const Geometry &g, dev::global<R> sums, dev::glob
 {
     const bool    average_apart = averages && !g.across_batch;
     Combine<R, W> q = {};
-    q.finish = {sums, buffer<W>(p.dgamma), buffer<W>(p.dbeta), samples * rows, g.c, p.accumulate};
+    q.finish = finish_of(dev::global<const R>(sums), buffer<W>(p.dgamma), buffer<W>(p.dbeta), samples * rows, g.c, p.accumulate);
     q.gamma = buffer<const W>(p.gamma);
     q.averages = averages;
     q.sets = g.sets, q.groups = g.groups, q.group_channels = g.group_channels, q.rows = rows;
     q.count = (R)g.count;
     q.across_batch = g.across_batch;
-    q.finish_blocks = wants_parameters(p) || !average_apart ? finish_blocks(g.c) : 0;
+    q.finish_blocks = wants_parameters(p) || !average_apart ? q.finish.blocks : 0;
     q.lanes = 1;
     while (q.lanes < 32 && q.lanes * 4 < rows * g.group_channels)
         q.lanes *= 2;

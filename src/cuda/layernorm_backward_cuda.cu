@@ -384,7 +384,8 @@ template <class T, class W> __global__ void __launch_bounds__(WIDE, 2) layernorm
 template <class R, class W>
 __global__ void __launch_bounds__(FINISH_THREADS) layernorm_backward_parameters__finish(Finish<R, W> p)
 {
-    WF_SHARED(R, sums, FINISH_SHARED);
+    using Sums = dev::vec<R, vec_of<R>>;
+    WF_SHARED(Sums, sums, FINISH_THREADS);
     finish_columns(p, blockIdx.x, sums, [](int64_t, R) {});
 }
 
@@ -438,11 +439,11 @@ template <class F> void with_params(const Problem &p, Run &run, const Runs &runs
             return;
         if (p.rows > 0)
             f(q);
-        const Finish<R, W> finish = {
-            buffer<const R>(run.workspace), buffer<W>(p.dgamma), buffer<W>(p.dbeta), runs.count, p.cols, p.accumulate};
+        const auto finish = finish_of(buffer<const R>(run.workspace), buffer<W>(p.dgamma), buffer<W>(p.dbeta), runs.count,
+                                      p.cols, p.accumulate);
         if (parameters)
-            start(run, {dim3((unsigned)finish_blocks(p.cols)), dim3(FINISH_THREADS)},
-                  layernorm_backward_parameters__finish<R, W>, finish);
+            start(run, {dim3((unsigned)finish.blocks), dim3(FINISH_THREADS)}, layernorm_backward_parameters__finish<R, W>,
+                  finish);
     });
 }
 

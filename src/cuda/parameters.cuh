@@ -6,55 +6,83 @@
 #include "prim/reduce.cuh"
 
 enum {
-    FINISH_COLS = 8, /* of a block: 32 bytes of a row */
-    FINISH_ROWS = 64,
-    FINISH_THREADS = FINISH_COLS * FINISH_ROWS,
-    FINISH_SHARED = FINISH_ROWS * (FINISH_COLS + 1), /* sums that a block keeps: a column apart, for the banks */
+    FINISH_SIDE = 9,
+    FINISH_THREADS = 1 << FINISH_SIDE,
+    FINISH_SIDE_MIN = 1, /* 32 bytes of a row */
+    FINISH_BLOCKS = 512, /* wanted */
+    FINISH_BATCH = 4,    /* rows that a thread has on their way at once */
 };
 
 template <class R, class W> struct Finish {
     dev::global<const R> partial; /* [rows, 2, cols]: of dgamma, of dbeta */
     dev::global<W>       dgamma, dbeta;
     int64_t              rows, cols;
-    bool                 accumulate;
+    bool                 accumulate, wide;
+    int                  side; /* 2^side threads of a block side by side, on a row; the others are below, on other rows */
+    int64_t              blocks;
 };
 
-inline int64_t finish_blocks(int64_t cols)
+/* Threads have a column together only where there are rows for all of them, and too few columns for the blocks wanted. */
+template <class R, class W>
+Finish<R, W> finish_of(dev::global<const R> partial, dev::global<W> dgamma, dev::global<W> dbeta, int64_t rows, int64_t cols,
+                       bool accumulate)
 {
-    return ceil_div(2 * cols, FINISH_COLS);
+    const bool wide = row_is_wide<vec_of<R>>(partial, rows, 2 * cols);
+    const auto blocks = [&](int side) { return ceil_div(2 * cols, vec_of<R> << side); };
+    int        side = FINISH_SIDE;
+    while (side > FINISH_SIDE_MIN && rows >> (FINISH_SIDE - side) >= 4 && blocks(side) < FINISH_BLOCKS)
+        side--;
+    return {partial, dgamma, dbeta, rows, cols, accumulate, wide, side, blocks(side)};
 }
 
-/* Thread (r, c) adds up rows r, r + FINISH_ROWS, ..., then a warp per column the results. After that one thread calls
- * total(i, sum) for each column i of the 2 * cols. Every thread of the block calls. */
+/* A thread adds up a vector of the 2 * cols columns in its rows; what lanes of a warp have of the same columns is added, and
+ * what warps have then by a thread for each column i, which calls total(i, sum). Every thread of the block calls. */
 template <class R, class W, class F>
-WF_ON_DEVICE void finish_columns(const Finish<R, W> &p, int64_t block, dev::shared<R> sums, F total)
+WF_ON_DEVICE void finish_columns(const Finish<R, W> &p, int64_t block, dev::shared<dev::vec<R, vec_of<R>>> sums, F total)
 {
-    const int     r = threadIdx.x / FINISH_COLS, c = threadIdx.x % FINISH_COLS;
-    const int64_t at = block * FINISH_COLS + c;
-    LongSum<R>    sum;
-    if (at < 2 * p.cols)
-#pragma unroll 8
-        for (int64_t i = r; i < p.rows; i += FINISH_ROWS)
-            sum.add(dev::load_stream(p.partial, i * 2 * p.cols + at));
-    sums[r * (FINISH_COLS + 1) + c] = sum.value();
-    __syncthreads();
-    const int     warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int64_t column = block * FINISH_COLS + warp;
-    if (warp >= FINISH_COLS || column >= 2 * p.cols)
-        return;
-    R all = 0;
+    constexpr int V = vec_of<R>;
+    const int     across = 1 << p.side, step = FINISH_THREADS >> p.side, lane = threadIdx.x & (across - 1);
+    const int64_t begin = block * across * V, end = smallest(2 * p.cols, begin + across * V), at = begin + lane * V;
+    const int     valid = (int)smallest<int64_t>(V, at < end ? end - at : 0);
+    LongSum<R>    of[V];
+    for (int64_t i = threadIdx.x >> p.side; i < p.rows; i += FINISH_BATCH * step) {
+        const int64_t  left = p.rows - i;
+        dev::vec<R, V> rows[FINISH_BATCH];
 #pragma unroll
-    for (int i = 0; i < FINISH_ROWS; i += 32)
-        all += sums[(i + lane) * (FINISH_COLS + 1) + warp];
-    all = lanes_sum<32>(all);
-    const auto out = column < p.cols ? p.dgamma : p.dbeta;
-    if (lane > 0)
-        return;
-    if (out) {
-        const int64_t col = column < p.cols ? column : column - p.cols;
-        dev::store(out, col, down<W>(p.accumulate ? up(dev::load(out, col)) + all : all));
+        for (int k = 0; k < FINISH_BATCH; k++)
+            rows[k] = load_packed<true, V>(p.partial, (i + k * step) * 2 * p.cols + at, k * step < left ? valid : 0, p.wide);
+#pragma unroll
+        for (int k = 0; k < FINISH_BATCH; k++)
+            if (k * step < left)
+#pragma unroll
+                for (int j = 0; j < V; j++)
+                    of[j].add(rows[k].v[j]);
     }
-    total(column, all);
+    dev::vec<R, V> sum;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        sum.v[j] = of[j].value();
+        for (int lanes = across; lanes < 32; lanes *= 2)
+            sum.v[j] += of_lane_across(sum.v[j], lanes);
+    }
+    const int unit = p.side < 5 ? 5 : p.side; /* 2^unit threads have a sum of each column of the block */
+    if (((int)threadIdx.x & ((1 << unit) - 1)) < across)
+        sums[(threadIdx.x >> unit) * across + lane] = sum;
+    __syncthreads();
+    const auto of_units = dev::recast<R>(sums);
+    for (int i = threadIdx.x; i < (int)(end - begin); i += FINISH_THREADS) {
+        LongSum<R> all;
+#pragma unroll 4
+        for (int k = 0; k < FINISH_THREADS >> unit; k++)
+            all.add(of_units[k * across * V + i]);
+        const int64_t column = begin + i;
+        const auto    out = column < p.cols ? p.dgamma : p.dbeta;
+        if (out) {
+            const int64_t col = column < p.cols ? column : column - p.cols;
+            dev::store(out, col, down<W>(p.accumulate ? up(dev::load(out, col)) + all.value() : all.value()));
+        }
+        total(column, all.value());
+    }
 }
 
 #endif
