@@ -17,9 +17,14 @@ $(O)/bench/%.o: bench/%.cu $(O)/flags
 	@mkdir -p $(@D); echo "  NVCC    $(@:$(O)/%=%)"
 	$(Q)$(NVCC) $(filter-out -Xptxas -v,$(NVCC_FLAGS)) -c $< -o $@
 
-$(O)/bench/bench: $(BENCH_OBJ) $(BENCH_CU) $(STATIC)
+$(O)/bench/bench: $(BENCH_OBJ) $(BENCH_CU) $(STATIC) | $(O)/bench/libquiet.so
 	@echo "  LINK    $(@:$(O)/%=%)"
 	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(STATIC_LIBS) -pthread $(CUDA_LIBS) -lm
+
+# What torch_peer.py needs of C.
+$(O)/bench/libquiet.so: bench/quiet.c bench/quiet.h
+	@mkdir -p $(@D); echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) -O2 -shared -fPIC $(WARNINGS) $(CFLAGS) $< -o $@
 
 bench: $(O)/bench/bench  ## time the library: a minute (ARGS="--suite bench/suites/bert.txt --peers"; ARGS=--help)
 	@$< --self-test && $< $(or $(ARGS),--suite bench/suites/short.txt --quick)
@@ -35,7 +40,7 @@ $(EMU)/plain/bench: $(BENCH_OBJ) $(O)/bench/emu_timing.o $(HOST_OBJ) $(CUDA_SRC:
 endif
 
 check-bench: $(O)/bench/bench $(if $(call on,CUDA),$(EMU)/plain/bench)  ## the benchmark tool does what it says
-	@bench/check $^
+	@PYTHON=$(PYTHON) bench/check $^
 check: $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-bench)
 
 -include $(BENCH_OBJ:.o=.d) $(O)/bench/emu_timing.d

@@ -76,7 +76,7 @@ Roofline roofline_measure(wf_backend backend, int threads, bool cold, bool quick
     const double large = backend == WF_CUDA ? 0x1p30 : cache > 0x1p27 ? 0x1p29 : 0x1p28;
     const double largest = !quick ? large : backend == WF_CUDA ? 0x1p28 : 0x1p26;
     pool *workers = pool_new(threads - 1, POOL_BIG);
-    for (double bytes = 0x1p16; bytes <= largest && r.points < ROOF_POINTS; bytes *= backend == WF_CPU ? 16 : 4) {
+    for (double bytes = 0x1p16; bytes <= largest && r.points < ROOF_POINTS; bytes *= backend == WF_CPU ? 8 : 4) {
         Copy copy = { (size_t)bytes / 2, workers, threads, true }, plain = copy;
         plain.streaming = false;
         Timer timer = { .backend = backend, .cold = cold, .min_time = quick ? 0.01 : 0.05, .slab_size = (size_t)bytes };

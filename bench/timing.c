@@ -5,15 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 
 #include "bench.h"
+#include "quiet.h"
 
-enum { LEAST_SAMPLES = 7, MOST_SAMPLES = 400, MOST_CALLS = 2048 };
+enum { LEAST_SAMPLES = 7, MOST_SAMPLES = 400, MOST_CALLS = 2048, PATIENCE = 5 /* times min_time, with the waiting */ };
 static const double GRAPH_TIME = 300e-6, BURST_TIME = 20e-6; /* of a sample, at least */
-static const double SPIN_TIME = 3e-3;
+static const double MOST_SPIN = 0.1; /* seconds */
 
 double now(void)
 {
@@ -52,33 +50,16 @@ int sets_wanted(wf_backend backend, bool cold, size_t slab_size)
     return sets < MOST_CALLS ? (int)sets : MOST_CALLS;
 }
 
-/* ---- the CPU's caches ---- */
+/* ---- the CPU ---- */
 
-static void flush(const char *at, size_t size)
-{
-#ifdef __SSE2__
-    for (size_t i = 0; i < size; i += 64)
-        _mm_clflush(at + i);
-    _mm_mfence();
-#else
-    static char *other;
-    enum { OTHER = 128 << 20 }; /* more than the last cache level holds */
-    if (!other)
-        other = malloc(OTHER);
-    (void)at, (void)size;
-    for (size_t i = 0; i < OTHER; i += 64)
-        ((volatile char *)other)[i]++;
-#endif
-}
-
-/* others: their threads spin for a while after a call, and would be in the way. */
+/* others: their threads would be in the way. */
 static bool burst(const Timer *timer, const Contestant *who, bool others, int calls, double *seconds)
 {
     bool ok = true;
-    for (const double until = now() + SPIN_TIME; others && now() < until;) /* asleep, this thread's caches would cool, too */
+    for (const double until = now() + MOST_SPIN; others && now() < until && bench_others_run();)
         continue;
     if (timer->cold)
-        flush(timer->slab[0], timer->slab_size);
+        bench_flush(timer->slab[0], timer->slab_size);
     else
         ok = who->call(who->state, timer->slab[0], NULL);
     const double start = now();
@@ -144,8 +125,9 @@ const char *time_all(const Timer *timer, Contestant *who, int count)
         while (!timer->cold && calls[i] * each < BURST_TIME && calls[i] < MOST_CALLS)
             calls[i] *= 2;
     }
-    for (int round = -2; !error && (samples < LEAST_SAMPLES || spent < timer->min_time * count); round++) {
-        if (samples == MOST_SAMPLES)
+    const double enough = timer->min_time * count, late = now() + PATIENCE * enough;
+    for (int round = -2; !error && samples < MOST_SAMPLES; round++) {
+        if (samples >= LEAST_SAMPLES && (spent >= enough || now() > late))
             break;
         for (int i = 0; i < count && !error; i++) {
             double s;
