@@ -24,9 +24,11 @@ typedef struct Row {
 } Row;
 typedef struct Rows { Row *row; int count; } Rows;
 
-/* Each returns NULL or what is wrong, in a static buffer. `with`: fields put over every case that has them, or NULL. */
+/* Each returns NULL or what is wrong, in a static buffer. `with`: fields put over every case that has them. */
 const char *suite_read(Rows *, const char *path, const char *with);
 const char *suite_add(Rows *, const char *suite, const char *name, int count, const char *line, const char *with);
+const char *suite_add_shape(Rows *, const char *shape, const char *with); /* every operation on 4096x768, 32x64x784, ... */
+const char *suite_with_error(const char *with); /* a word that no operation has */
 
 /* ---- plan.c ---- */
 typedef enum Tensor { /* the order of the library's struct Buffers (run.h) does not matter here */
@@ -135,7 +137,7 @@ typedef struct Peer {
 extern const Peer *const all_peers[]; /* NULL at the end */
 
 /* ---- roofline.c ---- */
-enum { ROOF_POINTS = 12 };
+enum { ROOF_POINTS = 12, ROOF_THREADS = 12 };
 typedef struct Roofline { /* bytes moved (read + written) per second of a copy that moves so many bytes */
     int    points, threads;
     double bytes[ROOF_POINTS], rate[ROOF_POINTS], plain_rate[ROOF_POINTS]; /* plain: the CPU's ordinary copy */
@@ -162,14 +164,16 @@ typedef struct Options {
     int         threads;
     bool        cold, explain, markdown, quick, peers, variants;
     double      min_time;
-    const char *variant, *json, *csv, *svg, *compare, *with, *op;
+    const char *variant, *json, *csv, *svg, *compare, *op, *dir, *peer_names;
+    char        with[CASE_SIZE];
 } Options;
 typedef struct Run {
     const Options *options;
-    Roofline       roof;
+    Roofline       roof, other_roof[ROOF_THREADS]; /* of the run's threads; of 1, 2, 4 ... all others */
+    int            other_roofs;
     Result        *result;
     int            results;
-    char           environment[4096]; /* JSON fields, without the braces */
+    char           environment[1 << 14]; /* JSON fields, without the braces */
 } Run;
 /* ---- row.c ---- */
 char *host_alloc(size_t); /* NULL: no memory */

@@ -67,8 +67,11 @@ void environment(Run *run, const Peer *const peers[])
     for (int i = 0, n = 0; peers[i]; i++)
         add(run, "%s\"%s\": \"%s\"", n++ ? ", " : "", peers[i]->name, peers[i]->open());
     add(run, "}, \"roofline\": [");
-    for (int i = 0; i < run->roof.points; i++)
-        add(run, "%s{\"bytes\": %.0f, \"copy_gbs\": %.5g, \"plain_copy_gbs\": %.5g}", i ? ", " : "", run->roof.bytes[i],
-            run->roof.rate[i] * 1e-9, run->roof.plain_rate[i] * 1e-9);
+    for (int k = -1; k < run->other_roofs; k++) {
+        const Roofline *roof = k < 0 ? &run->roof : &run->other_roof[k];
+        for (int i = 0; i < roof->points; i++)
+            add(run, "%s{\"threads\": %d, \"bytes\": %.0f, \"copy_gbs\": %.5g, \"plain_copy_gbs\": %.5g}",
+                i || k >= 0 ? ", " : "", roof->threads, roof->bytes[i], roof->rate[i] * 1e-9, roof->plain_rate[i] * 1e-9);
+    }
     add(run, "]");
 }

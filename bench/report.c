@@ -22,25 +22,35 @@ static const char *label(const Case *c)
     return rest ? rest + 1 : "";
 }
 
+static void print_roofline(const Roofline *roof)
+{
+    if (roof->threads)
+        printf("  %d thread%s:", roof->threads, roof->threads > 1 ? "s" : "");
+    for (int i = 0; i < roof->points; i++) {
+        const double bytes = roof->bytes[i];
+        printf("  %.0f %s: %.1f", bytes >= 0x1p20 ? bytes / 0x1p20 : bytes / 1024, bytes >= 0x1p20 ? "MB" : "KB",
+               roof->rate[i] * 1e-9);
+        if (roof->plain_rate[i] > 0)
+            printf(" / %.1f", roof->plain_rate[i] * 1e-9);
+    }
+    printf("\n");
+}
+
 void report_header(const Run *run)
 {
     const Options *o = run->options;
     printf("environment: %s\n", run->environment);
-    printf("roofline, %s copy, GB/s read + written:", o->backend == WF_CUDA ? "device-to-device" : "non-temporal / plain");
-    for (int i = 0; i < run->roof.points; i++) {
-        const double bytes = run->roof.bytes[i];
-        printf("  %.0f %s: %.1f", bytes >= 0x1p20 ? bytes / 0x1p20 : bytes / 1024, bytes >= 0x1p20 ? "MB" : "KB",
-               run->roof.rate[i] * 1e-9);
-        if (run->roof.plain_rate[i] > 0)
-            printf(" / %.1f", run->roof.plain_rate[i] * 1e-9);
-    }
-    printf("\n%%copy: of a copy that moves as many bytes; %%peak: of the best copy; x: times as long as welford\n\n");
+    printf("roofline, %s copy, GB/s read + written:\n", o->backend == WF_CUDA ? "device-to-device" : "non-temporal / plain");
+    print_roofline(&run->roof);
+    for (int i = 0; i < run->other_roofs; i++)
+        print_roofline(&run->other_roof[i]);
+    printf("%%copy: of a copy that moves as many bytes; %%peak: of the best copy; x: times as long as welford\n\n");
     if (o->markdown)
-        printf("| layer | operation | case | us | spread | GB/s | %%copy | %%peak | peers | check |\n"
-               "|---|---|---|---|---|---|---|---|---|---|\n");
+        printf("| layer | operation | case | min us | median | p95 | spread | GB/s | %%copy | %%peak | peers | check |\n"
+               "|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     else
-        printf("%-20s %-21s %-46s %10s %7s %7s %6s %6s  %s\n", "layer", "operation", "case", "us", "spread", "GB/s", "%copy",
-               "%peak", "check, peers");
+        printf("%-16s %-21s %-42s %9s %9s %9s %6s %7s %5s %5s  %s\n", "layer", "operation", "case", "min us", "median", "p95",
+               "spread", "GB/s", "%copy", "%peak", "check, peers");
 }
 
 static void print_peers(const Result *r)
@@ -57,17 +67,17 @@ void report_row(const Run *run, const Result *r)
     const char *operation = op_name(r->row->c.op);
     if (r->verdict != TIMED) {
         static const char *const words[] = { [WRONG] = "WRONG", [UNSUPPORTED] = "unsupported", [FAILED] = "failed" };
-        printf(markdown ? "| %s | %s | %s | %s: %s |||||||\n" : "%-20s %-21s %-46s %s: %s\n", r->row->name, operation,
+        printf(markdown ? "| %s | %s | %s | %s: %s |||||||||\n" : "%-16s %-21s %-42s %s: %s\n", r->row->name, operation,
                label(&r->row->c), words[r->verdict], r->message);
         fflush(stdout);
         return;
     }
     const Timing *t = &r->who[0].timing;
     const double rate = result_rate(r, 0);
-    printf(markdown ? "| %s | %s | %s | %.2f | %.1f%% | %.1f | %.0f | %.0f |"
-                    : "%-20s %-21s %-46s %10.2f %6.1f%% %7.1f %6.0f %6.0f  ",
-           r->row->name, operation, label(&r->row->c), t->median * 1e6, 100 * (t->q3 - t->q1) / t->median, rate * 1e-9,
-           100 * rate / r->roof, 100 * rate / r->peak);
+    printf(markdown ? "| %s | %s | %s | %.2f | %.2f | %.2f | %.1f%% | %.1f | %.0f | %.0f |"
+                    : "%-16s %-21s %-42s %9.2f %9.2f %9.2f %5.1f%% %7.1f %5.0f %5.0f  ",
+           r->row->name, operation, label(&r->row->c), t->min * 1e6, t->median * 1e6, t->p95 * 1e6,
+           100 * (t->q3 - t->q1) / t->median, rate * 1e-9, 100 * rate / r->roof, 100 * rate / r->peak);
     if (markdown) {
         print_peers(r);
         printf(" | %s |\n", r->check);
@@ -77,8 +87,7 @@ void report_row(const Run *run, const Result *r)
         printf("\n");
     }
     if (run->options->explain)
-        printf("    %s = %.0f bytes; min %.2f, p95 %.2f us; %d samples of %d calls\n", r->traffic.formula, r->traffic.bytes,
-               t->min * 1e6, t->p95 * 1e6, t->samples, t->calls);
+        printf("    %s = %.0f bytes; %d samples of %d calls\n", r->traffic.formula, r->traffic.bytes, t->samples, t->calls);
     if (run->options->explain && r->traffic.bytes_two_reads > 0)
         printf("    counting what is read twice: %.1f GB/s\n", r->traffic.bytes_two_reads / t->median * 1e-9);
     fflush(stdout);
@@ -112,15 +121,21 @@ static double ratio_to(const Result *r, const void *name)
     return 0;
 }
 
-/* Seconds of a suite's timed rows, each as often as the network has it; 0: the contestant lacks some. */
-static double total_of(const Run *run, const char *suite, const char *name, int *layers)
+/* A network's layers are summed for each dtype and layout. */
+static bool same_network(const Row *a, const Row *b)
+{
+    return !strcmp(a->suite, b->suite) && a->c.x == b->c.x && a->c.w == b->c.w && a->c.layout == b->c.layout;
+}
+
+/* Seconds of a network's timed rows, each as often as it has them; 0: the contestant lacks some. */
+static double total_of(const Run *run, const Row *network, const char *name, int *layers)
 {
     double total = 0;
     *layers = 0;
     for (int i = 0; i < run->results; i++) {
         const Result *r = &run->result[i];
         int k = 0;
-        if (strcmp(r->row->suite, suite) || r->verdict != TIMED)
+        if (!same_network(r->row, network) || r->verdict != TIMED)
             continue;
         while (k < r->contestants && strcmp(r->who[k].name, name))
             k++;
@@ -135,20 +150,22 @@ static double total_of(const Run *run, const char *suite, const char *name, int 
 static void print_totals(const Run *run)
 {
     for (int i = 0; i < run->results; i++) {
-        const char *suite = run->result[i].row->suite;
+        const Row *row = run->result[i].row;
         bool first = true, missing = false;
         for (int k = 0; k < run->results; k++) {
-            const bool same = !strcmp(run->result[k].row->suite, suite);
+            const bool same = same_network(run->result[k].row, row);
             first &= !same || k >= i;
             missing |= same && run->result[k].verdict != TIMED;
         }
         int layers;
-        const double total = total_of(run, suite, "welford", &layers);
+        const double total = total_of(run, row, "welford", &layers);
         if (!first || total == 0)
             continue;
-        printf("total of %s: %.3f ms for %d calls%s", suite, total * 1e3, layers, missing ? " (rows are missing)" : "");
+        printf("total of %s, %s%s%s%s: %.3f ms for %d calls%s", row->suite, dtype_name(row->c.x), row->c.w == row->c.x ? "" : "/",
+               row->c.w == row->c.x ? "" : dtype_name(row->c.w), row->c.layout == WF_NHWC ? ", channels last" : "", total * 1e3,
+               layers, missing ? " (rows are missing)" : "");
         for (int k = 0; all_peers[k]; k++) {
-            const double other = total_of(run, suite, all_peers[k]->name, &layers);
+            const double other = total_of(run, row, all_peers[k]->name, &layers);
             if (other > 0)
                 printf(", %s %.3f", all_peers[k]->name, other * 1e3);
         }

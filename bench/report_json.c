@@ -50,6 +50,7 @@ bool report_csv(const Run *run, const char *path)
     FILE *file = fopen(path, "w");
     if (!file)
         return false;
+    fprintf(file, "# {%s}\n", run->environment);
     fprintf(file, "suite,layer,count,case,who,min_us,median_us,p95_us,gbs,percent_copy,ratio\n");
     for (int i = 0; i < run->results; i++) {
         const Result *r = &run->result[i];
