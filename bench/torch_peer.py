@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Times libwelford.so beside PyTorch (eager, torch.compile, cuDNN's and the native BatchNorm) on the same tensors.
+"""Times libwelford.so beside PyTorch - eager, torch.compile; on a GPU also cuDNN's and the native BatchNorm, Liger's and
+quack's kernels where those are installed - on the same tensors.
 
-    bench/torch_peer.py --library build/libwelford.so --json out.json [--suite FILE ...] [--case LINE ...] [--quick]
+    bench/torch_peer.py --library build/libwelford.so --json out.json [bench's options: --suite, --case, --dtype, ...]
 
-Cases are lines of the tests' grammar, suites those of the benchmark tool; the JSON is the tool's too. All contestants of
-a row take turns, A B C A B C, so ratios are of neighbors in time. On a GPU each sample replays a CUDA graph of calls that
-go round sets of tensors larger than twice L2 (cold); on the CPU it is a loop of calls. Exits with 1 if the library was
-wrong, with 2 where PyTorch is missing."""
+Rows are what `bench/bench --list`, found beside the library, makes of the options that are not named here; the JSON is
+that tool's too. All contestants of a row take turns, A B C A B C, so ratios are of neighbors in time. On a GPU each sample
+replays a CUDA graph of calls that go round sets of tensors larger than twice L2. On the CPU it is a call whose tensors
+were flushed from the caches. Exits with 1 if the library was wrong, with 2 where PyTorch is missing."""
 
 import argparse
+import ctypes
 import importlib
 import json
 import math
@@ -25,14 +27,14 @@ sys.path.insert(0, os.path.join(HERE, "../tests/torch"))
 
 try:
     import torch
-    import torch.nn.functional as F
     import library
-    from cases import expand, read_suite
+    from torch_contestants import contestants, eager, version_of
 except ImportError as missing:
     print(f"torch_peer: {missing}", file=sys.stderr)
     sys.exit(2)
 
 DTYPES = {"f32": (0, torch.float32), "f16": (1, torch.float16), "bf16": (2, torch.bfloat16), "f64": (3, torch.float64)}
+KNOWN = set("x w null eps p running layout groups rows cols n c hw seed momentum threads backend".split())
 ROW_WISE = ("layernorm", "rmsnorm")
 CASE_SECONDS = 100  # after which a contestant is given up
 started = time.monotonic()
@@ -42,11 +44,22 @@ class TooSlow(Exception):
     pass
 
 
+class NotForPyTorch(Exception):
+    pass
+
+
 def on_alarm(*_):
     raise TooSlow("took too long")
 
 
 # ---- a case: tensors, and the calls of both sides ----
+
+def pass_of(line):
+    """What the passes of a layer have in common, so that they share a compiled function."""
+    op, words = line.split(None, 1)
+    norm, direction = op.split("_")
+    return f"{norm} {direction == 'infer'} {words}"
+
 
 class Shape:
     """What a line says, as both sides need it."""
@@ -70,11 +83,14 @@ class Shape:
             height = max(h for h in range(1, math.isqrt(hw) + 1) if hw % h == 0)
             self.dims, self.hw = (self.n, self.channels, height, hw // height), hw
         self.count = math.prod(self.dims)
-        unknown = set(field) - set("x w null eps p running layout groups rows cols n c hw seed momentum".split())
+        unknown = set(field) - KNOWN
         if unknown:
-            raise ValueError(f"not for PyTorch: {', '.join(unknown)}")
+            raise NotForPyTorch(f"PyTorch has no {', '.join(unknown)}")
         self.backward = self.direction == "backward"
-        self.key = " ".join([self.norm, str(self.direction == "infer")] + words)  # what shares a compiled function
+        self.key = pass_of(line)
+
+    def group(self):
+        return self.norm, self.x, self.w, self.nhwc
 
     def bytes(self):
         mask = self.count / 8 if self.op == "dropout_forward" and "mask" not in self.null else 0
@@ -129,6 +145,9 @@ class Set:
         self.mask = None if s.norm != "dropout" or s.backward or "mask" in s.null else \
             torch.empty((s.count + 7) // 8, dtype=torch.uint8, device=device)
 
+    def tensors(self):
+        return [t for t in [*vars(self).values(), *self.moving, *self.moved] if isinstance(t, torch.Tensor)]
+
     def ours(self, backend, device, threads):
         """The library's call, and for a backward pass the forward call before it."""
         s = self.s
@@ -157,47 +176,6 @@ class Set:
         if s.backward:
             return make(train, **forward), make("backward", **backward)
         return None, make(s.direction, **forward)
-
-
-def rms_norm(x, w, eps):
-    if hasattr(F, "rms_norm"):
-        return F.rms_norm(x, x.shape[-1:], w, eps)
-    y = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
-    return y if w is None else y * w
-
-
-def eager(s):
-    """PyTorch's function of (x, w, b, running mean, running variance)."""
-    training = s.direction != "infer"
-    return {
-        "layernorm": lambda x, w, b, m, v: F.layer_norm(x, (s.channels,), w, b, s.eps),
-        "rmsnorm": lambda x, w, b, m, v: rms_norm(x, w, s.eps),
-        "groupnorm": lambda x, w, b, m, v: F.group_norm(x, s.groups, w, b, s.eps),
-        "batchnorm": lambda x, w, b, m, v: F.batch_norm(x, m, v, w, b, training, 0.1, s.eps),
-        "instancenorm": lambda x, w, b, m, v: F.instance_norm(x, m, v, w, b, training, 0.1, s.eps),
-        "dropout": lambda x, w, b, m, v: F.dropout(x, s.p),
-    }[s.norm]
-
-
-def without_cudnn(function):
-    def run(*args):
-        with torch.backends.cudnn.flags(enabled=False):
-            return function(*args)
-    return run
-
-
-def contestants(s, device, options, compiled):
-    """Name and function of every peer. compiled: functions by shape, for the passes share one."""
-    yield "eager", eager(s)
-    if s.norm == "batchnorm" and device == "cuda" and s.direction != "infer":
-        yield "native", without_cudnn(eager(s))
-        yield "cudnn", lambda x, w, b, m, v: torch.cudnn_batch_norm(x, w, b, m, v, True, 0.1, s.eps)[0]
-    if options.compile and time.monotonic() - started < options.budget:
-        if s.key not in compiled:
-            torch._dynamo.reset()
-            compiled.clear()
-            compiled[s.key] = torch.compile(eager(s), dynamic=False)
-        yield "compile", compiled[s.key]
 
 
 # ---- right before fast ----
@@ -268,8 +246,32 @@ class GpuSample:
         return self.events[0].elapsed_time(self.events[1]) * 1e-3 / self.calls
 
 
-class CpuSample:
-    def __init__(self, steps, _):
+class ColdSample:
+    """One call; its tensors were flushed, and what it returned last time, whose memory the allocator gives it again."""
+    calls = 1
+    quiet = None  # libquiet.so
+
+    def __init__(self, step, one):
+        self.step, self.one, self.several = step, one, torch.get_num_threads() > 1
+
+    def time(self):
+        until = time.perf_counter() + 0.1
+        while self.several and time.perf_counter() < until and self.quiet.bench_others_run():
+            pass
+        self.flush(self.one.tensors())
+        start = time.perf_counter()
+        made = self.step()
+        took = time.perf_counter() - start
+        self.flush([t for t in (made if isinstance(made, tuple) else (made,)) if t is not None])
+        return took
+
+    def flush(self, tensors):
+        for t in tensors:
+            self.quiet.bench_flush(ctypes.c_void_p(t.data_ptr()), ctypes.c_size_t(t.numel() * t.element_size()))
+
+
+class WarmSample:
+    def __init__(self, steps):
         self.steps, self.calls = steps, len(steps)
 
     def time(self):
@@ -277,6 +279,19 @@ class CpuSample:
         for step in self.steps:
             step()
         return (time.perf_counter() - start) / self.calls
+
+
+def sample_of(steps, sets, options, stream):
+    if options.device == "cuda":
+        return GpuSample(repeated(steps, 2e-4), stream)
+    return WarmSample(repeated(steps, 2e-3)) if options.warm else ColdSample(steps[0], sets[0])
+
+
+def keep_freed_memory():
+    """glibc gives large tensors back to the system and asks for new pages, each call, in PyTorch's time. Do not."""
+    mallopt, m_trim_threshold, m_mmap_max = ctypes.CDLL(None).mallopt, -1, -4
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, -1)
 
 
 def peer_steps(s, sets, function):
@@ -288,7 +303,8 @@ def peer_steps(s, sets, function):
         return function(one.x, one.w, one.b, *one.moved)
     if not s.backward:
         return [lambda one=one: forward(one) for one in sets]
-    recorded = [(forward(one), one) for one in sets]
+    # Running statistics of its own: autograd refuses to go back to those that another forward call has moved.
+    recorded = [(function(one.x, one.w, one.b, *[t if t is None else t.clone() for t in one.moved]), one) for one in sets]
     return [lambda y=y, one=one: torch.autograd.grad(y, leaves(one), one.dy, retain_graph=True) for y, one in recorded]
 
 
@@ -322,9 +338,10 @@ def summary(name, seconds, ratio, calls, size):
 
 def time_case(s, options, stream, compiled):
     device = options.device
-    per_set = s.bytes()
-    cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20) if device == "cuda" else 32 << 20
-    count = 1 if options.warm else max(2, min(128, math.ceil(2.5 * cache / per_set) + 1))
+    per_set, count = s.bytes(), 1
+    if device == "cuda" and not options.warm:
+        cache = getattr(torch.cuda.get_device_properties(0), "L2_cache_size", 50 << 20)
+        count = max(2, min(128, math.ceil(2.5 * cache / per_set) + 1))
     sets = [Set(s, device) for _ in range(count)]
     backend = library.CUDA if device == "cuda" else library.CPU
     calls = [one.ours(backend, device, torch.get_num_threads()) for one in sets]
@@ -338,15 +355,14 @@ def time_case(s, options, stream, compiled):
     if wrong:
         return {"verdict": "wrong", "message": wrong}
 
-    make = GpuSample if device == "cuda" else CpuSample
-    least = 2e-4 if device == "cuda" else 2e-3
     samples, failed = {}, {}
     ours = [lambda call=call: call.run(handle) for _, call in calls]
-    samples["welford"] = make(repeated(ours, least), stream)
-    for name, function in contestants(s, device, options, compiled):
+    samples["welford"] = sample_of(ours, sets, options, stream)
+    for name, function in contestants(s, device, compiled):
         signal.alarm(CASE_SECONDS)
         try:
-            samples[name] = make(repeated(peer_steps(s, sets, function), least), stream)
+            samples[name] = sample_of(peer_steps(s, sets, function), sets, options, stream)
+            samples[name].time()  # what cannot run is to fail here
         except Exception as error:  # the compiler has kinds of its own; a peer that fails is left out
             failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
             print(f"    {name}: {failed[name]}", file=sys.stderr)
@@ -356,11 +372,12 @@ def time_case(s, options, stream, compiled):
     for _ in range(3):
         for sample in samples.values():
             sample.time()
-    begin = time.perf_counter()
-    while len(times["welford"]) < 5 or (time.perf_counter() - begin < options.min_time * len(samples) and
-                                        len(times["welford"]) < 200):
+    spent, enough = 0.0, options.min_time * len(samples)
+    late = time.perf_counter() + 5 * enough
+    while len(times["welford"]) < 7 or (spent < enough and time.perf_counter() < late and len(times["welford"]) < 200):
         for name, sample in samples.items():
             times[name].append(sample.time())
+            spent += times[name][-1] * sample.calls
     ratio = {name: statistics.median(b / a for a, b in zip(times["welford"], of)) for name, of in times.items()}
     return {"verdict": "timed", "check": "double", "bytes": per_set, "failed": failed,
             "times": [summary(name, times[name], ratio[name], samples[name].calls, per_set) for name in samples]}
@@ -390,19 +407,24 @@ def text_of(*command):
         return ""
 
 
+def processor():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as text:
+            return next((line.split(":")[1].strip() for line in text if line.startswith("model name")), "")
+    except OSError:
+        return ""
+
+
 def environment(options, rate):
+    peers = {name: version_of(name) for name in ("triton", "liger-kernel", "quack-kernels")}
     facts = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
              "library": "%d.%d.%d" % tuple(library.library.wf_version() >> shift & 255 for shift in (16, 8, 0)),
              "commit": options.commit or text_of("git", "rev-parse", "--short", "HEAD"), "device": options.device,
-             "cold": not options.warm, "threads": torch.get_num_threads(), "copy_gbs": round(rate * 1e-9, 1)}
+             "cold": not options.warm, "processor": processor(), "threads": torch.get_num_threads(),
+             "copy_gbs": round(rate * 1e-9, 1), "peers": {name: version for name, version in peers.items() if version}}
     if options.device == "cuda":
         facts.update(gpu=torch.cuda.get_device_name(0), cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
                      driver=text_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"))
-        try:
-            import triton
-            facts["triton"] = triton.__version__
-        except ImportError:
-            pass
     return facts
 
 
@@ -430,37 +452,65 @@ def print_footer(rows):
         print(f"{group:<22} {name:<8} {mean:>6.2f}x of {len(found):>3}   {least:>5.2f}x {row['layer']}: {row['case']}")
 
 
+def listed(options, choice):
+    """(network, layer, count, case) of every row, those that share a compiled function together."""
+    command = [os.path.join(os.path.dirname(options.library), "bench/bench"), "--list", "--backend", options.device,
+               "--threads", str(torch.get_num_threads()), *choice]
+    if not any(word.startswith(("--suite", "--case", "--shape")) for word in choice):
+        command += ["--suite", os.path.join(HERE, "suites/peers.txt")]
+    rows, first = [], {}
+    for line in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines():
+        suite, layer, count, case = line.split(None, 3)
+        rows.append((first.setdefault((suite, pass_of(case)), len(first)), (suite, layer, int(count), case)))
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def heaviest(lines):
+    """The shape of each network, dtype and layout that most bytes go through."""
+    weight, best = {}, {}
+    for suite, _, count, case in lines:
+        try:
+            s = Shape(case)
+        except NotForPyTorch:
+            continue
+        weight[suite, s.key] = weight.get((suite, s.key), 0) + count * s.bytes()
+        group = (suite, *s.group())
+        best[group] = max(best.get(group, s.key), s.key, key=lambda key, suite=suite: weight[suite, key])
+    return set(best.values())
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", required=True)
-    parser.add_argument("--suite", action="append", default=[])
-    parser.add_argument("--case", action="append", default=[])
-    parser.add_argument("--only", metavar="WORD", help="cases that contain it")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--library", required=True, help="with bench/bench and bench/libquiet.so beside it")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="of the CPU (PyTorch's default)")
     parser.add_argument("--quick", action="store_true", help="every third row")
-    parser.add_argument("--warm", action="store_true", help="one set of tensors: they may stay in the cache")
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--warm", action="store_true", help="tensors may stay in the cache")
+    parser.add_argument("--compile", choices=("all", "some", "none"), default="all",
+                        help="rows that torch.compile takes part in; some: the heaviest of each network, dtype and layout")
     parser.add_argument("--budget", type=float, default=330, help="seconds after which nothing more is compiled")
     parser.add_argument("--min-time", type=float, default=0.05, help="seconds of measuring per row and contestant")
     parser.add_argument("--commit", help="of the library, where git is not at hand")
     parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
-    options.compile &= hasattr(torch, "compile")
-    library.load(os.path.abspath(options.library))
+    options, choice = parser.parse_known_args()
+    options.library = os.path.abspath(options.library)
+    options.compile = options.compile if hasattr(torch, "compile") else "none"
+    library.load(options.library)
+    if options.device == "cpu":
+        ColdSample.quiet = ctypes.CDLL(os.path.join(os.path.dirname(options.library), "bench/libquiet.so"))
+        ColdSample.quiet.bench_others_run.restype = ctypes.c_bool
+        keep_freed_memory()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     signal.signal(signal.SIGALRM, on_alarm)
     torch.manual_seed(1)
-    if options.compile:
+    if options.compile != "none":
         importlib.import_module("torch._dynamo")
         functorch = importlib.import_module("torch._functorch.config")
         functorch.donated_buffer = False  # a recorded backward pass is run many times
-    lines = [("case", "-", 1, line) for text in options.case for line in expand(text)]
-    if not options.suite and not options.case:
-        options.suite = [os.path.join(HERE, "suites/peers.txt")]
-    for path in options.suite:
-        lines += read_suite(path)
-    if options.only:
-        lines = [line for line in lines if options.only in line[3]]
-    lines = lines[::3] if options.quick else lines
+    lines = listed(options, choice)[::3 if options.quick else 1]
+    some = heaviest(lines) if options.compile == "some" else None
     rate = copy_rate(options.device)
     facts = environment(options, rate)
     print(json.dumps(facts), flush=True)
@@ -469,15 +519,21 @@ def main():
     for suite, layer, count, line in lines:
         row = {"suite": suite, "layer": layer, "count": count, "case": line}
         try:
+            s = Shape(line)
+            wanted = options.compile == "all" or (some and s.key in some)
+            wanted = wanted and time.monotonic() - started < options.budget
             with torch.cuda.stream(stream):
-                row.update(time_case(Shape(line), options, stream, compiled))
-        except (RuntimeError, ValueError, TooSlow) as error:
-            row.update(verdict="unsupported" if "status 2" in str(error) else "failed",
-                       message=str(error).splitlines()[0][:200])
+                row.update(time_case(s, options, stream, compiled if wanted else None))
+        except (RuntimeError, ValueError, NotForPyTorch, TooSlow) as error:
+            missing = isinstance(error, NotForPyTorch) or "status 2" in str(error)
+            row.update(verdict="unsupported" if missing else "failed", message=str(error).splitlines()[0][:200])
         if stream:
             torch.cuda.empty_cache()  # the graphs' own pools
         rows.append(row)
         print_row(row, rate)
+        if sys.stderr.isatty():
+            left = (time.monotonic() - started) / len(rows) * (len(lines) - len(rows))
+            print(f"\r{len(rows)} of {len(lines)}, {left:.0f} s left ", end="\r", file=sys.stderr)
         if options.json:  # after each row: what is done is kept, whatever happens
             with open(options.json, "w", encoding="utf-8") as out:
                 out.write('{\n"environment": ' + json.dumps(facts) + ',\n"rows": [\n')
