@@ -13,20 +13,11 @@
 #ifndef WELFORD_TILE_H
 #define WELFORD_TILE_H
 
-#include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "common/dtype.h"
-#include "common/moments.h"
-#include "cpu.h"
-
-#define SIMD _Pragma("omp simd") /* iterations are independent, in place (y = x) too */
+#include "vector.h"
 
 enum {
     TILE = 1024,
-    LANES = 32,
+    LINE = 64,           /* bytes of the cache's lines */
     SWATH = 4 * LANES,   /* what a sweep adds as a tree before it meets a running sum, so that a large value among many
                             small ones costs few roundings */
     COLUMNS = 256,       /* of a tile of several rows */
@@ -45,19 +36,6 @@ static inline int64_t min64(int64_t a, int64_t b)
 }
 
 /* ---- lanes ------------------------------------------------------------------------------------------------------ */
-
-#if defined(__AVX512F__)
-#define VECTOR_SIZE 64
-#elif defined(__AVX__)
-#define VECTOR_SIZE 32
-#else
-#define VECTOR_SIZE 16
-#endif
-typedef real vector __attribute__((vector_size(VECTOR_SIZE)));
-enum { VECTORS = LANES * sizeof(real) / VECTOR_SIZE };
-struct lanes {
-    vector v[VECTORS];
-};
 
 static inline struct lanes lanes_fill(real value)
 {
@@ -84,16 +62,6 @@ static inline vector swath_vector(const real *x, int g, int k)
     vector v;
     memcpy(&v, x + g * LANES + k * (int)(VECTOR_SIZE / sizeof(real)), sizeof v);
     return v;
-}
-
-static inline real lanes_sum(struct lanes l)
-{
-    real t[LANES];
-    memcpy(t, &l, sizeof t);
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int k = 0; k < width; k++)
-            t[k] += t[k + width];
-    return t[0];
 }
 
 /* ---- trees ------------------------------------------------------------------------------------------------------ */
@@ -126,43 +94,13 @@ static void row_sum_tree(const real *row, int64_t count, int64_t stride, int n, 
 
 /* ---- load and store --------------------------------------------------------------------------------------------- */
 
-static inline const char *at_element(const void *data, wf_dtype dtype, int64_t index)
-{
-    static const int size[] = {
-#define DTYPE(enumerator, name, bytes) [enumerator] = bytes,
-#include "dtypes.def"
-    };
-    return (const char *)data + index * size[dtype];
-}
-
-/* Does memory of this dtype hold values of the arithmetic type? */
-static inline bool is_real(wf_dtype dtype)
-{
-    return dtype == (sizeof(real) == 8 ? WF_F64 : WF_F32);
-}
-
-static void load_f16(const uint16_t *from, int64_t n, real *to)
+INLINE void load_run(wf_dtype dtype, const char *from, int64_t n, real *to)
 {
     int64_t i = 0;
-#if defined(__F16C__)
-    for (; i + 8 <= n && sizeof(real) == 4; i += 8)
-        _mm256_storeu_ps((float *)(to + i), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(from + i))));
-#endif
-    SIMD
-    for (int64_t k = i; k < n; k++)
-        to[k] = (real)wf_f16_to_f32(from[k]);
-}
-
-static void store_f16(const real *from, int64_t n, uint16_t *to)
-{
-    int64_t i = 0;
-#if defined(__F16C__)
-    for (; i + 8 <= n && sizeof(real) == 4; i += 8)
-        _mm_storeu_si128((__m128i *)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps((const float *)(from + i)), 0));
-#endif
-    SIMD
-    for (int64_t k = i; k < n; k++)
-        to[k] = wf_f32_to_f16((float)from[k]);
+    for (; i + WIDTH <= n; i += WIDTH)
+        vector_store(REAL_DTYPE, to + i, vector_load(dtype, from + i * size_of(dtype)));
+    if (i < n)
+        vector_store_part(REAL_DTYPE, to + i, n - i, vector_load_part(dtype, from + i * size_of(dtype), n - i));
 }
 
 /* data[index .. index + n) as reals: memory itself where it holds reals, else converted into buffer. */
@@ -171,32 +109,8 @@ static inline const real *load(const void *data, wf_dtype dtype, int64_t index, 
     const void *from = at_element(data, dtype, index);
     if (is_real(dtype))
         return from;
-    if (dtype == WF_F16) {
-        load_f16(from, n, buffer);
-    } else {
-        const uint16_t *h = from;
-        SIMD
-        for (int64_t i = 0; i < n; i++)
-            buffer[i] = (real)wf_bf16_to_f32(h[i]);
-    }
+    FOR_DTYPE(dtype, load_run, from, n, buffer);
     return buffer;
-}
-
-/* Past the cache: whole lines without reading them first. */
-static void stream_bytes(char *to, const char *from, size_t size)
-{
-#if defined(__x86_64__)
-    size_t head = -(uintptr_t)to & 63;
-    head = head < size ? head : size;
-    memcpy(to, from, head);
-    size_t at = head;
-    for (; at + 64 <= size; at += 64)
-        for (size_t k = 0; k < 64; k += 16)
-            _mm_stream_si128((__m128i *)(to + at + k), _mm_loadu_si128((const __m128i *)(from + at + k)));
-    memcpy(to + at, from + at, size - at);
-#else
-    memcpy(to, from, size);
-#endif
 }
 
 /* Where to compute n values that store() will then put at data[index]: memory itself if it holds reals, else buffer. */
@@ -205,36 +119,38 @@ static inline real *store_target(void *data, wf_dtype dtype, int64_t index, bool
     return is_real(dtype) && !stream ? (real *)(uintptr_t)at_element(data, dtype, index) : buffer;
 }
 
-static inline void store(void *data, wf_dtype dtype, int64_t index, const real *from, int64_t n, bool stream)
+INLINE void store_values(wf_dtype dtype, char *to, const real *from, int64_t n)
 {
-    char    *to = (char *)(uintptr_t)at_element(data, dtype, index);
-    uint16_t half[TILE];
-    if (is_real(dtype)) {
-        if (stream)
-            stream_bytes(to, (const char *)from, (size_t)n * sizeof(real));
-        return; /* else it is there already */
-    }
-    uint16_t *bits = stream ? half : (uint16_t *)to;
-    if (dtype == WF_F16) {
-        store_f16(from, n, bits);
-    } else {
-        SIMD
-        for (int64_t i = 0; i < n; i++)
-            bits[i] = wf_f32_to_bf16((float)from[i]);
-    }
-    if (stream)
-        stream_bytes(to, (const char *)half, (size_t)n * sizeof *half);
+    int64_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH)
+        vector_store(dtype, to + i * size_of(dtype), vector_load(REAL_DTYPE, from + i));
+    if (i < n)
+        vector_store_part(dtype, to + i * size_of(dtype), n - i, vector_load_part(REAL_DTYPE, from + i, n - i));
 }
 
-/* Before another thread, or the caller, may look at what was streamed. */
-static inline void stream_fence(bool stream)
+/* How many of n values come before the first whole line at `to`, and before the end of the last. */
+static inline void whole_lines(const void *to, int64_t size, int64_t n, int64_t *begin, int64_t *end)
 {
-#if defined(__x86_64__)
+    *begin = min64((int64_t)(-(uintptr_t)to & (LINE - 1)) / size, n);
+    *end = *begin + (n - *begin) / (LINE / size) * (LINE / size);
+}
+
+/* With stream, whole lines go past the cache. */
+INLINE void store_run(wf_dtype dtype, char *to, const real *from, int64_t n, bool stream)
+{
+    int64_t begin = 0, end = 0;
     if (stream)
-        _mm_sfence();
-#else
-    (void)stream;
-#endif
+        whole_lines(to, size_of(dtype), n, &begin, &end);
+    store_values(dtype, to, from, begin);
+    for (int64_t i = begin; i < end; i += WIDTH)
+        vector_stream(dtype, to + i * size_of(dtype), vector_load(REAL_DTYPE, from + i));
+    store_values(dtype, to + end * size_of(dtype), from + end, n - end);
+}
+
+static inline void store(void *data, wf_dtype dtype, int64_t index, const real *from, int64_t n, bool stream)
+{
+    if (!is_real(dtype) || stream) /* else it is there already */
+        FOR_DTYPE(dtype, store_run, at_element(data, dtype, index), from, n, stream);
 }
 
 static inline void fill(real *to, int64_t n, real value)
