@@ -30,7 +30,7 @@ static const char help[] =
     "  --min-time SECONDS   of measuring per row and contestant (0.2)\n"
     "  --quick              a short roofline for this number of threads alone, 0.02 s a row\n"
     "  --json FILE --csv FILE --md   results also as JSON, CSV; the table as Markdown\n"
-    "  --svg FOLDER         bars.svg and sizes.svg there\n"
+    "  --svg FOLDER         a picture of each network there, and of all rates over size: sizes.svg\n"
     "  --compare BASE.json  an earlier run: SAME, FASTER or SLOWER; exit code 2 if any row is slower\n"
     "  --explain            the byte formula of every row\n"
     "  --list               print the rows, network layer count case, and stop\n"

@@ -60,6 +60,7 @@ void        plan_free(Plan *);
 wf_status   plan_call(const Plan *, char *slab, struct CUstream_st *); /* the library's call on a set in its memory */
 wf_dropout  plan_dropout(const Case *);
 bool        plan_is_plain(const Plan *); /* no strides, no flags, not in place: what peers can do */
+int64_t     plan_height(const Plan *); /* of pictures of hw pixels, as nearly square as can be */
 void       *plan_tensor(const Plan *, const char *slab, Tensor); /* NULL: not given */
 
 /* ---- reference.c ---- */
@@ -174,6 +175,7 @@ typedef struct Run {
     Result        *result;
     int            results;
     char           environment[1 << 14]; /* JSON fields, without the braces */
+    char           caption[256]; /* the same in short */
 } Run;
 /* ---- row.c ---- */
 char *host_alloc(size_t); /* NULL: no memory */
@@ -186,7 +188,7 @@ void   report_footer(const Run *);
 bool   report_json(const Run *, const char *path);
 bool   report_csv(const Run *, const char *path);
 bool   baseline_compare(Run *, const char *path, int *slower); /* sets result.compared; false: cannot be read */
-bool   svg_write(const Run *, const char *folder); /* bars.svg and sizes.svg */
+bool   svg_write(const Run *, const char *folder); /* NETWORK.svg for each, sizes.svg */
 void   environment(Run *, const Peer *const peers[]);
 
 #endif

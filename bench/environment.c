@@ -48,17 +48,21 @@ static const char *isa(void)
 void environment(Run *run, const Peer *const peers[])
 {
     const Options *o = run->options;
-    char text[256], date[32];
+    char text[256], date[32], name[128], threads[32] = "";
     const time_t t = time(NULL);
     strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", gmtime(&t));
     *run->environment = 0;
     look_up(text, sizeof text, "/proc/cpuinfo", "model name");
+    snprintf(name, sizeof name, "%.*s", (int)sizeof name - 1, text);
+    if (o->backend == WF_CPU)
+        snprintf(threads, sizeof threads, ", %d thread%s", o->threads, o->threads > 1 ? "s" : "");
     add(run, "\"date\": \"%s\", \"library\": \"%u.%u.%u\", \"commit\": \"%s\", ", date, wf_version() >> 16,
         wf_version() >> 8 & 255, wf_version() & 255, BENCH_COMMIT);
     add(run, "\"processor\": \"%s\", \"isa\": \"%s\", \"processors\": %ld, \"threads\": %d, \"l3_bytes\": %ld, ", text, isa(),
         sysconf(_SC_NPROCESSORS_ONLN), o->threads, sysconf(_SC_LEVEL3_CACHE_SIZE));
     if (o->backend == WF_CUDA) {
         add(run, "%s, ", gpu_describe(text, sizeof text));
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(text + 8, "\""), text + 8); /* behind "gpu": " */
         look_up(text, sizeof text, "/proc/driver/nvidia/version", "NVRM version");
         add(run, "\"driver\": \"%s\", ", text);
     }
@@ -74,4 +78,6 @@ void environment(Run *run, const Peer *const peers[])
                 i || k >= 0 ? ", " : "", roof->threads, roof->bytes[i], roof->rate[i] * 1e-9, roof->plain_rate[i] * 1e-9);
     }
     add(run, "]");
+    snprintf(run->caption, sizeof run->caption, "%s%s, welford %u.%u.%u (%s), %s, %.10s", name, threads, wf_version() >> 16,
+             wf_version() >> 8 & 255, wf_version() & 255, BENCH_COMMIT, o->cold ? "cold" : "warm", date);
 }

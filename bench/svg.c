@@ -1,10 +1,11 @@
-/* svg.c - two pictures of a run: the rate of every row as a bar beside a copy of as many bytes, and rates over size. */
+/* svg.c - pictures of a run: for each network the rate of every row as a bar, beside its peers' and that of a copy of as many
+ * bytes; and all rates over size. */
 #include <math.h>
 #include <string.h>
 
 #include "bench.h"
 
-enum { WIDTH = 860, LEFT = 300, RIGHT = 70, BAR = 18, HEIGHT = 420 };
+enum { WIDTH = 860, LEFT = 290, RIGHT = 80, BAR = 18, HEIGHT = 440 };
 
 static const char *color_of(Op op)
 {
@@ -12,18 +13,28 @@ static const char *color_of(Op op)
     return colors[op_norm(op)];
 }
 
-static void begin(FILE *file, int width, int height, const char *title)
+static void print_escaped(FILE *file, const char *text)
 {
-    fprintf(file, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" "
-            "font-family=\"system-ui, sans-serif\" font-size=\"11\">\n"
-            "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
-            "<text x=\"16\" y=\"24\" font-size=\"15\" font-weight=\"600\" fill=\"#222\">%s</text>\n", width, height,
-            width, height, title);
+    for (; *text; text++)
+        fprintf(file, *text == '<' ? "&lt;" : *text == '&' ? "&amp;" : "%c", *text);
 }
 
 static void text(FILE *file, double x, double y, const char *anchor, const char *fill, const char *what)
 {
-    fprintf(file, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" fill=\"%s\">%s</text>\n", x, y, anchor, fill, what);
+    fprintf(file, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" fill=\"%s\">", x, y, anchor, fill);
+    print_escaped(file, what);
+    fprintf(file, "</text>\n");
+}
+
+/* With the environment: in short at the lower edge, all of it as the picture's description. */
+static void begin(FILE *file, const Run *run, int height, const char *title)
+{
+    fprintf(file, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" "
+            "font-family=\"system-ui, sans-serif\" font-size=\"11\">\n<desc>", WIDTH, height, WIDTH, height);
+    print_escaped(file, run->environment);
+    fprintf(file, "</desc>\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n"
+            "<text x=\"16\" y=\"24\" font-size=\"15\" font-weight=\"600\" fill=\"#222\">%s</text>\n", title);
+    text(file, WIDTH - 16, height - 8, "end", "#888", run->caption);
 }
 
 /* 1, 2 or 5 times a power of ten, so that about `ticks` of them make up the range. */
@@ -42,31 +53,60 @@ static double largest_rate(const Run *run)
     return most * 1e-9;
 }
 
-static const char *title_of(const Run *run, const char *what)
+/* Peers' dots; welford is the bar. */
+static const char *peer_color(const char *name)
 {
-    static char title[256];
-    snprintf(title, sizeof title, "%s, %s, %s", what, run->options->backend == WF_CUDA ? "CUDA" : "CPU",
-             run->options->cold ? "cold" : "warm");
-    return title;
+    static const char *const colors[] = { "#e3a008", "#0e9f9a", "#d6409f", "#4d7c0f", "#7c2d12" };
+    int i = 0;
+    while (all_peers[i] && strcmp(all_peers[i]->name, name))
+        i++;
+    return colors[i % 5];
 }
 
-static void write_bars(FILE *file, const Run *run)
+static void write_peers(FILE *file, const Result *r, double scale, int y)
+{
+    for (int k = 1; k < r->contestants; k++)
+        fprintf(file, "<circle cx=\"%.1f\" cy=\"%d\" r=\"4.5\" fill=\"%s\" stroke=\"#fff\"><title>%s</title></circle>\n",
+                LEFT + r->traffic.bytes / (r->who[0].timing.median * r->who[k].ratio) * 1e-9 * scale, y + BAR / 2,
+                peer_color(r->who[k].name), r->who[k].name);
+}
+
+static void write_legend(FILE *file, const Run *run, const char *network)
+{
+    int x = LEFT;
+    for (int p = 0; all_peers[p]; p++) {
+        bool there = false;
+        for (int i = 0; i < run->results; i++)
+            for (int k = 1; k < run->result[i].contestants && !strcmp(run->result[i].row->suite, network); k++)
+                there |= !strcmp(run->result[i].who[k].name, all_peers[p]->name);
+        if (!there)
+            continue;
+        fprintf(file, "<circle cx=\"%d\" cy=\"40\" r=\"4.5\" fill=\"%s\"/>\n", x, peer_color(all_peers[p]->name));
+        text(file, x + 8, 44, "start", "#333", all_peers[p]->name);
+        x += 90;
+    }
+}
+
+static void write_bars(FILE *file, const Run *run, const char *network)
 {
     int rows = 0;
     for (int i = 0; i < run->results; i++)
-        rows += run->result[i].verdict == TIMED;
-    const int bottom = 50 + rows * (BAR + 4);
+        rows += run->result[i].verdict == TIMED && !strcmp(run->result[i].row->suite, network);
+    const int bottom = 60 + rows * (BAR + 4);
     const double most = largest_rate(run), scale = (WIDTH - LEFT - RIGHT) / most, tick = tick_of(most, 6);
-    begin(file, WIDTH, bottom + 34, title_of(run, "GB/s per row; the line on a bar is a copy of as many bytes"));
+    char title[160];
+    snprintf(title, sizeof title, "%s: GB/s per row; the line on a bar is a copy of as many bytes", network);
+    begin(file, run, bottom + 44, title);
+    write_legend(file, run, network);
     for (double v = 0; v <= most; v += tick) {
         char label[32];
         snprintf(label, sizeof label, "%g", v);
-        fprintf(file, "<path d=\"M%.1f 40V%d\" stroke=\"#e3e5e8\"/>\n", LEFT + v * scale, bottom);
+        fprintf(file, "<path d=\"M%.1f 52V%d\" stroke=\"#e3e5e8\"/>\n", LEFT + v * scale, bottom);
         text(file, LEFT + v * scale, bottom + 16, "middle", "#666", label);
     }
-    for (int i = 0, y = 46; i < run->results; i++) {
+    for (int i = 0, y = 56; i < run->results; i++) {
         const Result *r = &run->result[i];
-        if (r->verdict != TIMED)
+        if (r->verdict != TIMED || strcmp(r->row->suite, network))
             continue;
         char label[128];
         const double rate = result_rate(r, 0) * 1e-9, roof = r->roof * 1e-9;
@@ -76,6 +116,7 @@ static void write_bars(FILE *file, const Run *run)
         fprintf(file, "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" rx=\"2\" fill=\"%s\"/>\n", LEFT, y, rate * scale, BAR,
                 color_of(r->row->c.op));
         fprintf(file, "<path d=\"M%.1f %dv%d\" stroke=\"#111\" stroke-width=\"2\"/>\n", LEFT + roof * scale, y - 1, BAR + 2);
+        write_peers(file, r, scale, y);
         snprintf(label, sizeof label, "%.0f %%", 100 * rate / roof);
         text(file, LEFT + (rate > roof ? rate : roof) * scale + 6, y + 13, "start", "#444", label);
         y += BAR + 4;
@@ -86,7 +127,7 @@ static void write_bars(FILE *file, const Run *run)
 typedef struct Axes { double low, high, most; } Axes; /* log2 of bytes; GB/s */
 
 static double x_of(const Axes *a, double bytes) { return 60 + (log2(bytes) - a->low) / (a->high - a->low) * (WIDTH - 90); }
-static double y_of(const Axes *a, double gbs) { return HEIGHT - 40 - gbs / a->most * (HEIGHT - 90); }
+static double y_of(const Axes *a, double gbs) { return HEIGHT - 60 - gbs / a->most * (HEIGHT - 120); }
 
 static void write_sizes(FILE *file, const Run *run)
 {
@@ -99,7 +140,7 @@ static void write_sizes(FILE *file, const Run *run)
         a.low = fmin(a.low, floor(log2(run->result[i].traffic.bytes)));
         a.high = fmax(a.high, ceil(log2(run->result[i].traffic.bytes)));
     }
-    begin(file, WIDTH, HEIGHT, title_of(run, "GB/s over the bytes that a call must move; the line is a copy"));
+    begin(file, run, HEIGHT, "GB/s over the bytes that a call must move; the line is a copy");
     for (double v = 0, tick = tick_of(a.most, 6); v <= a.most; v += tick) {
         char label[32];
         snprintf(label, sizeof label, "%g", v);
@@ -110,7 +151,7 @@ static void write_sizes(FILE *file, const Run *run)
         char label[32];
         const char *const units[] = { "B", "KB", "MB", "GB" };
         snprintf(label, sizeof label, "%g %s", exp2(fmod(k, 10)), units[(int)k / 10 < 3 ? (int)k / 10 : 3]);
-        text(file, x_of(&a, exp2(k)), HEIGHT - 22, "middle", "#666", label);
+        text(file, x_of(&a, exp2(k)), HEIGHT - 40, "middle", "#666", label);
     }
     fprintf(file, "<path fill=\"none\" stroke=\"#111\" stroke-width=\"1.5\" d=\"");
     for (double k = a.low; k <= a.high; k += 0.125)
@@ -135,18 +176,30 @@ static void write_sizes(FILE *file, const Run *run)
     fprintf(file, "</svg>\n");
 }
 
+static FILE *open_picture(const char *folder, const char *name)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s.svg", folder, name);
+    return fopen(path, "w");
+}
+
 bool svg_write(const Run *run, const char *folder)
 {
-    static const struct { const char *name; void (*write)(FILE *, const Run *); } pictures[] = {
-        { "bars.svg", write_bars }, { "sizes.svg", write_sizes }
-    };
-    for (int i = 0; i < 2; i++) {
-        char path[512];
-        snprintf(path, sizeof path, "%s/%s", folder, pictures[i].name);
-        FILE *file = fopen(path, "w");
-        if (!file)
+    FILE *file = open_picture(folder, "sizes");
+    if (!file)
+        return false;
+    write_sizes(file, run);
+    fclose(file);
+    for (int i = 0; i < run->results; i++) {
+        const char *network = run->result[i].row->suite;
+        int first = 0;
+        while (strcmp(run->result[first].row->suite, network))
+            first++;
+        if (first < i)
+            continue;
+        if (!(file = open_picture(folder, network)))
             return false;
-        pictures[i].write(file, run);
+        write_bars(file, run, network);
         fclose(file);
     }
     return true;

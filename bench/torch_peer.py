@@ -416,7 +416,8 @@ def processor():
 
 
 def environment(options, rate):
-    peers = {name: version_of(name) for name in ("triton", "liger-kernel", "quack-kernels")}
+    gpu = ("triton", "liger-kernel", "quack-kernels")
+    peers = {name: version_of(name) for name in gpu if options.device == "cuda"}
     facts = {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "torch": torch.__version__,
              "library": "%d.%d.%d" % tuple(library.library.wf_version() >> shift & 255 for shift in (16, 8, 0)),
              "commit": options.commit or text_of("git", "rev-parse", "--short", "HEAD"), "device": options.device,
