@@ -1,5 +1,5 @@
 # The benchmark tool.  Included by the main Makefile, after O and the flags are known.
-BENCH_SRC := $(filter-out bench/emu_timing.c,$(wildcard bench/*.c))
+BENCH_SRC := $(filter-out bench/emu_timing.c bench/fake_cudnn.c,$(wildcard bench/*.c))
 BENCH_OBJ := $(BENCH_SRC:%.c=$(O)/%.o) \
              $(addprefix $(O)/tests/,case.o compare.o data.o device.o guard.o oracle.o oracle_dropout.o pool.o run.o)
 BENCH_CU  := $(if $(call on,CUDA),$(patsubst %.cu,$(O)/%.o,$(wildcard bench/*.cu)))
@@ -36,10 +36,17 @@ ifneq ($(call on,CUDA),)
 # The same program on the emulated device: for the tool's own test, no time it prints means anything.
 $(EMU)/plain/bench: $(BENCH_OBJ) $(O)/bench/emu_timing.o $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/plain/%.o) $(EMU_RUNTIME_plain)
 	@echo "  LINK    emu/plain/bench"
-	$(Q)$(EMU_CXX_plain) $^ -o $@ $(OPENMP_FLAG) -pthread -lquadmath -lm
+	$(Q)$(EMU_CXX_plain) -rdynamic $^ -o $@ $(OPENMP_FLAG) -pthread -lquadmath -lm
 endif
 
-check-bench: $(O)/bench/bench $(if $(call on,CUDA),$(EMU)/plain/bench)  ## the benchmark tool does what it says
+# Computes what the real one does, on the emulated device.
+FAKE_CUDNN := $(O)/bench/fake/libcudnn.so.9
+$(FAKE_CUDNN): bench/fake_cudnn.c $(O)/flags
+	@mkdir -p $(@D); echo "  LINK    $(@:$(O)/%=%)"
+	$(Q)$(CC) $(filter-out -Iinclude -Itests,$(TEST_FLAGS)) -Wno-deprecated-declarations $(if $(call on,CUDA),-isystem $(CUDA_HOME)/include) \
+	    -shared -fPIC $< -o $@ -lm
+
+check-bench: $(O)/bench/bench $(if $(call on,CUDA),$(EMU)/plain/bench $(FAKE_CUDNN))  ## the benchmark tool does what it says
 	@PYTHON=$(PYTHON) bench/check $^
 check: $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-bench)
 

@@ -26,11 +26,4 @@ typedef struct Blas {
 
 extern const Blas blas_cpu, blas_gpu;
 
-typedef struct BlasCall {
-    const char *name;
-    void *to; /* the pointer to set */
-} BlasCall;
-/* Sets all of `count` pointers by a library of that name; NULL: it is not here, or lacks one. */
-void *blas_library(const char *name, const BlasCall *calls, int count);
-
 #endif

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "blas.h"
+#include "library.h"
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 }; /* CBLAS's own */
 
@@ -15,34 +16,20 @@ static void (*scopy)(int n, const float *x, int incx, float *y, int incy);
 static void (*saxpy)(int n, float alpha, const float *x, int incx, float *y, int incy);
 static void (*set_threads)(int threads); /* OpenBLAS has it */
 
-void *blas_library(const char *name, const BlasCall *calls, int count)
-{
-    void *const library = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    bool all = library;
-    for (int k = 0; k < count && all; k++) {
-        void *const at = dlsym(library, calls[k].name);
-        memcpy(calls[k].to, &at, sizeof at);
-        all = at;
-    }
-    return all ? library : NULL;
-}
-
 static const char *cpu_open(void)
 {
-    static const char *const names[] = { "libopenblas.so.0", "libcblas.so.3", "libblas.so.3", "libmkl_rt.so" };
-    static const BlasCall calls[] = {
+    static const char *const names[] = { "libopenblas.so.0", "libcblas.so.3", "libblas.so.3", "libmkl_rt.so", NULL };
+    static const LibraryCall calls[] = {
         { "cblas_sgemv", &sgemv }, { "cblas_sger", &sger }, { "cblas_scopy", &scopy }, { "cblas_saxpy", &saxpy }
     };
     static const char *found;
-    for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++) {
-        void *const library = blas_library(names[i], calls, sizeof calls / sizeof *calls);
-        if (!library)
-            continue;
-        void *const threads = dlsym(library, "openblas_set_num_threads");
-        memcpy(&set_threads, &threads, sizeof threads);
-        found = names[i];
-    }
-    return found;
+    static void *library;
+    if (library)
+        return found;
+    library = library_open(names, calls, sizeof calls / sizeof *calls, &found);
+    void *const threads = library ? dlsym(library, "openblas_set_num_threads") : NULL;
+    memcpy(&set_threads, &threads, sizeof threads);
+    return library ? found : NULL;
 }
 
 static void cpu_begin(int threads, struct CUstream_st *stream)

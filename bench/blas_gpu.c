@@ -3,9 +3,9 @@
 
 #include "bench.h"
 #include "composed_kernels.h"
+#include "library.h"
 
 #ifdef WF_TEST_CUDA
-
 
 enum { NO_TRANS = 0, TRANS = 1 }; /* CUBLAS_OP_N, CUBLAS_OP_T */
 
@@ -22,15 +22,14 @@ static int (*saxpy)(void *, int n, const float *alpha, const float *x, int incx,
 
 static const char *gpu_blas_open(void)
 {
-    static const char *const names[] = { "libcublas.so.13", "libcublas.so.12", "libcublas.so.11" };
-    static const BlasCall calls[] = {
+    static const char *const names[] = { "libcublas.so.13", "libcublas.so.12", "libcublas.so.11", NULL };
+    static const LibraryCall calls[] = {
         { "cublasCreate_v2", &create }, { "cublasSetStream_v2", &set_stream }, { "cublasSgemv_v2", &sgemv },
         { "cublasSger_v2", &sger },     { "cublasScopy_v2", &scopy },          { "cublasSaxpy_v2", &saxpy }
     };
     static const char *found;
-    for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++)
-        if (blas_library(names[i], calls, sizeof calls / sizeof *calls) && create(&handle) == 0)
-            found = names[i];
+    if (!handle && (!library_open(names, calls, sizeof calls / sizeof *calls, &found) || create(&handle)))
+        return NULL;
     return found;
 }
 

@@ -196,11 +196,8 @@ static void *onednn_prepare(const Plan *p, double *bytes)
         return NULL;
     if ((backward && !p->t[T_DX].given) || affine != (backward ? p->t[T_DGAMMA].given : p->t[T_BETA].given))
         return NULL;
-    const int64_t hw = norm == LAYERNORM ? 1 : c->hw;
-    int64_t height = 1;
-    for (int64_t h = 1; h * h <= hw; h++)
-        height = hw % h ? height : h;
-    const int64_t n = instances ? 1 : p->samples, channels = instances ? p->slots : p->channels, width = hw / height;
+    const int64_t hw = c->hw, height = plan_height(p), width = hw / height; /* rows have hw = 1 */
+    const int64_t n = instances ? 1 : p->samples, channels = instances ? p->slots : p->channels;
     const int64_t shape[] = { n, channels, height, width };
     const int64_t first[] = { channels * hw, hw, width, 1 }, last[] = { channels * hw, 1, width * channels, channels };
     const int64_t rows[] = { p->samples, p->channels }, row_step[] = { p->channels, 1 }, one[] = { 1 };

@@ -133,6 +133,15 @@ bool plan_is_plain(const Plan *p)
     return !c->flags && !c->x_stride && !c->y_stride && !c->dx_stride && !c->dy_stride && !c->inplace;
 }
 
+int64_t plan_height(const Plan *p)
+{
+    const int64_t hw = p->c->hw;
+    int64_t height = 1;
+    for (int64_t h = 1; h * h <= hw; h++)
+        height = hw % h ? height : h;
+    return height;
+}
+
 void plan_free(Plan *p)
 {
     free(p->mean);
