@@ -51,7 +51,7 @@ def without_cudnn(function):
 def cudnn(s):
     if s.norm == "batchnorm" and s.direction != "infer":
         yield "native", without_cudnn(eager(s))
-        yield "cudnn", lambda x, w, b, m, v: torch.cudnn_batch_norm(x, w, b, m, v, True, 0.1, s.eps)[0]
+        yield "torch.cudnn", lambda x, w, b, m, v: torch.cudnn_batch_norm(x, w, b, m, v, True, 0.1, s.eps)[0]
 
 
 def liger(s):
