@@ -46,7 +46,7 @@ $(FAKE_CUDNN): bench/fake_cudnn.c $(O)/flags
 	$(Q)$(CC) $(filter-out -Iinclude -Itests,$(TEST_FLAGS)) -Wno-deprecated-declarations $(if $(call on,CUDA),-isystem $(CUDA_HOME)/include) \
 	    -shared -fPIC $< -o $@ -lm
 
-check-bench: $(O)/bench/bench $(if $(call on,CUDA),$(EMU)/plain/bench $(FAKE_CUDNN))  ## the benchmark tool does what it says
+check-bench: $(O)/bench/bench $(if $(call on,CUDA),$(EMU)/plain/bench $(FAKE_CUDNN)) | all  ## the benchmark tool does what it says
 	@PYTHON=$(PYTHON) bench/check $^
 check: $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-bench)
 

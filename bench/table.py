@@ -5,7 +5,7 @@
 
 Rows of the same case belong together whoever wrote them. First a line per operation, layout and dtype, worst first: rates
 against a copy, and the time of the best peer over the library's, each as the geometric mean and the worst row, for every
-number of threads; then networks' totals; then the rows in which a peer is faster. --rows: a line per row instead.
+number of threads; then networks' totals; then the rows in which a peer is faster. --rows: a line per row instead, worst first.
 --svg: a picture of the first table, too."""
 
 import argparse
@@ -188,7 +188,7 @@ def print_rows(rows):
     names = list(dict.fromkeys(name for row in rows.values() for name in row.ratio))
     line("network", "layer", "case", "us", "GB/s", "% of copy", *names)
     line(*["---"] * (6 + len(names)))
-    for row in rows.values():
+    for row in sorted(rows.values(), key=lambda row: row.percent):
         ours = row.times[LIBRARY]
         line(row.network, row.layer, row.case, f"{ours['median_us']:.1f}", f"{ours['gbs']:.1f}", f"{row.percent:.0f}",
              *[f"{row.ratio[name]:.2f}x" if name in row.ratio else "" for name in names])
