@@ -8,6 +8,9 @@
 #include "tile.h"
 
 enum {
+    BATCH_ROWS = 16,       /* rows whose statistics are taken before the first of them is written, if they are */
+    BATCH_BYTES = 1 << 13, /* no more than this: so the divisions of one row run while the next is added         */
+    AHEAD_BYTES = 1 << 14, /* from what is normalized to what is fetched meanwhile                                */
     BLOCK_ROWS_MIN = 16,  /* rows that share a partial sum of the parameter gradients: */
     BLOCK_ROWS_MAX = 128, /* at most 32 additions of SWEPT_ROWS rows in sequence       */
 };
@@ -35,13 +38,124 @@ struct layernorm_forward_run {
     struct moments                 *part;  /* [rows, segments]; rows of several segments only */
     struct stats               *stats; /* [rows]; likewise */
     bool                            stream;
-    real                            ones[TILE], zeros[TILE];
+    int64_t                         batch; /* rows */
+    int64_t                         ahead; /* bytes */
 };
 
+/* Sums over values x of a row, with d = x - center. */
+struct deviations {
+    real sum, squares;
+};
+
+INLINE struct deviations leaf_deviations(wf_dtype dtype, wf_dtype order, const char *x, int64_t n, real center)
+{
+    const int64_t size = size_of(dtype);
+    struct lanes  sum = {0}, squares = {0};
+    int64_t       i = 0;
+    for (; i + SWATH <= n; i += SWATH)
+        for (int j = 0; j < LANES / PAIR; j++) {
+            struct pair d[4];
+            for (int k = 0; k < 4; k++)
+                d[k] = pair_minus(pair_load(dtype, order, x + (i + k * LANES + j * PAIR) * size), center);
+            lanes_add(&sum, order, j, pair_tree(d));
+            for (int k = 0; k < 4; k++)
+                d[k] = pair_product(d[k], d[k]);
+            lanes_add(&squares, order, j, pair_tree(d));
+        }
+    for (; i < n; i += LANES)
+        for (int j = 0; j < LANES / PAIR && i + j * PAIR < n; j++) {
+            const int64_t part = min64(n - (i + j * PAIR), PAIR);
+            struct pair   d = pair_minus(pair_load_part(dtype, order, x + (i + j * PAIR) * size, part), center);
+            if (part < PAIR)
+                d = pair_first(order, d, part);
+            lanes_add(&sum, order, j, d);
+            lanes_add(&squares, order, j, pair_product(d, d));
+        }
+    return (struct deviations){lanes_sum(sum), lanes_sum(squares)};
+}
+
+INLINE struct deviations typed_deviations(wf_dtype dtype, const char *x, int64_t n, real center)
+{
+    return leaf_deviations(dtype, dtype, x, n, center);
+}
+
+/* The same in units of 2^scale, for squares that left the range. */
+__attribute__((noinline, cold)) static struct deviations scaled_deviations(wf_dtype dtype, const char *x, int64_t n,
+                                                                           real center, int32_t scale)
+{
+    real        buffer[TILE], d[TILE];
+    const real *from = load(x, dtype, 0, n, buffer);
+    for (int64_t i = 0; i < n; i++)
+        d[i] = (real)ldexp((double)(from[i] - center), -scale);
+    return dtype == WF_BF16 ? leaf_deviations(REAL_DTYPE, WF_BF16, (const char *)d, n, 0)
+                            : leaf_deviations(REAL_DTYPE, REAL_DTYPE, (const char *)d, n, 0);
+}
+
+static struct deviations tree_deviations(wf_dtype dtype, const char *x, int64_t n, real center, int32_t scale)
+{
+    if (n <= TILE && scale != 0)
+        return scaled_deviations(dtype, x, n, center, scale);
+    if (n <= TILE)
+        return FOR_DTYPE(dtype, typed_deviations, x, n, center);
+    const int64_t           left = tree_split(n, TILE);
+    const struct deviations a = tree_deviations(dtype, x, left, center, scale);
+    const struct deviations b = tree_deviations(dtype, at_element(x, dtype, left), n - left, center, scale);
+    return (struct deviations){a.sum + b.sum, a.squares + b.squares};
+}
+
+/* A scale for which squares of deviations are in range; 0 if all are 0 or one is not finite. */
+__attribute__((noinline, cold)) static int32_t deviations_scale(wf_dtype dtype, const char *x, int64_t n, real center)
+{
+    real largest = 0;
+    for (int64_t i = 0; i < n; i += TILE) {
+        real          buffer[TILE];
+        const int64_t part = min64(TILE, n - i);
+        const real   *from = load(x, dtype, i, part, buffer);
+        for (int64_t k = 0; k < part; k++) {
+            const real d = from[k] - center, size = d < 0 ? -d : d;
+            largest = size <= largest ? largest : size;
+        }
+    }
+    return largest > 0 && isfinite(largest) ? moments_exponent(largest) : 0;
+}
+
+/* About the mean of the first values: their first one and a difference cut to a few bits, so that where sums of the
+ * values are exact, those of the deviations are too. */
+INLINE real guess_mean(wf_dtype dtype, const char *x, int64_t n)
+{
+    const int64_t count = min64(n, LANES);
+    const real    first = vector_load_part(dtype, x, min64(n, WIDTH))[0];
+    struct lanes  sum = {0};
+    for (int j = 0; j < LANES / PAIR && j * PAIR < count; j++) {
+        const int64_t part = min64(count - j * PAIR, PAIR);
+        struct pair   d = pair_minus(pair_load_part(dtype, dtype, x + j * PAIR * size_of(dtype), part), first);
+        lanes_add(&sum, dtype, j, part < PAIR ? pair_first(dtype, d, part) : d);
+    }
+    real     difference = lanes_sum(sum) / (real)count;
+    real_int bits;
+    memcpy(&bits, &difference, sizeof bits);
+    bits &= -((real_int)1 << (sizeof(real) == 8 ? 50 : 20));
+    memcpy(&difference, &bits, sizeof bits);
+    return first + difference;
+}
+
+/* One sweep about a guess; where that was no good, two over each tile. */
 static struct moments row_moments(const struct layernorm_forward *p, int64_t row, int64_t begin, int64_t end)
 {
-    const struct span span = {at_element(p->x, p->x_dtype, row * p->x_stride), p->x_dtype, p->cols, p->cols};
-    return span_moments(&span, begin, end, p->centered);
+    const char       *x = at_element(p->x, p->x_dtype, row * p->x_stride + begin);
+    const int64_t     n = end - begin;
+    const real        center = p->centered ? FOR_DTYPE(p->x_dtype, guess_mean, x, n) : 0;
+    struct deviations d = tree_deviations(p->x_dtype, x, n, center, 0);
+    int32_t           scale = 0;
+    if (!moments_in_range(d.squares)) {
+        scale = deviations_scale(p->x_dtype, x, n, center);
+        d = tree_deviations(p->x_dtype, x, n, center, scale);
+    }
+    if (!p->centered)
+        return (struct moments){0, 0, d.squares, scale};
+    if (d.sum * (d.sum / (real)n) <= d.squares / 2)
+        return moments_about(center, d.sum, d.squares, scale, n);
+    return span_moments(&(struct span){x, p->x_dtype, n, n}, 0, n, true);
 }
 
 static struct stats finish_row(const struct layernorm_forward *p, int64_t row, struct moments m)
@@ -56,31 +170,98 @@ static struct stats finish_row(const struct layernorm_forward *p, int64_t row, s
     return stats;
 }
 
+/* Columns of a row; x and y are at the first one. */
+struct row_part {
+    const char  *x, *next; /* what will be read soon */
+    char        *y;
+    const char  *gamma, *beta;
+    int64_t      n;
+    real         offset;
+    struct stats s;
+};
+
+INLINE vector normalized(vector x, vector factor, struct stats s)
+{
+    return ((x - s.mean) - s.mean_lo) * (factor * s.rstd);
+}
+
+/* n <= PAIR values from column i. */
+INLINE struct pair normalized_pair(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i, int64_t n)
+{
+    const struct pair x = pair_load_part(x_dtype, x_dtype, r->x + i * size_of(x_dtype), n);
+    struct pair       factor = {vector_fill(1), vector_fill(1)};
+    if (r->gamma) {
+        factor = pair_load_part(w_dtype, x_dtype, r->gamma + i * size_of(w_dtype), n);
+        factor = (struct pair){factor.a + r->offset, factor.b + r->offset};
+    }
+    struct pair y = {normalized(x.a, factor.a, r->s), normalized(x.b, factor.b, r->s)};
+    if (r->beta) {
+        const struct pair beta = pair_load_part(w_dtype, x_dtype, r->beta + i * size_of(w_dtype), n);
+        y = (struct pair){y.a + beta.a, y.b + beta.b};
+    }
+    return y;
+}
+
+INLINE void normalize_ends(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i, int64_t end)
+{
+    for (; i < end; i += PAIR) {
+        const int64_t n = min64(end - i, PAIR);
+        pair_store_part(x_dtype, r->y + i * size_of(x_dtype), n, normalized_pair(x_dtype, w_dtype, r, i, n));
+    }
+}
+
+INLINE void normalize_typed(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, bool stream)
+{
+    const int64_t size = size_of(x_dtype);
+    int64_t       i = 0, end = r->n / PAIR * PAIR;
+    if (stream) {
+        int64_t begin;
+        whole_lines(r->y, size, r->n, &begin, &end);
+        normalize_ends(x_dtype, w_dtype, r, 0, begin);
+        for (i = begin; i < end; i += PAIR) {
+            for (int64_t k = 0; k < PAIR * size; k += LINE)
+                __builtin_prefetch(r->next + i * size + k);
+            pair_stream(x_dtype, r->y + i * size, normalized_pair(x_dtype, w_dtype, r, i, PAIR));
+        }
+    } else {
+        for (; i < end; i += PAIR)
+            pair_store(x_dtype, r->y + i * size, normalized_pair(x_dtype, w_dtype, r, i, PAIR));
+    }
+    normalize_ends(x_dtype, w_dtype, r, end, r->n);
+}
+
+INLINE void normalize_x(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, bool stream)
+{
+    if (w_dtype == x_dtype)
+        normalize_typed(x_dtype, x_dtype, r, stream);
+    else
+        normalize_typed(x_dtype, REAL_DTYPE, r, stream);
+}
+
 static void normalize_row(const struct layernorm_forward_run *r, int64_t row, int64_t begin, int64_t end,
                           struct stats s)
 {
     const struct layernorm_forward *p = r->p;
-    for (int64_t col = begin; col < end; col += TILE) {
-        const int64_t n = min64(TILE, end - col), x_at = row * p->x_stride + col, y_at = row * p->y_stride + col;
-        real          x_buffer[TILE], gamma_buffer[TILE], beta_buffer[TILE], y_buffer[TILE];
-        const real   *x = load(p->x, p->x_dtype, x_at, n, x_buffer);
-        const real   *gamma = load_factor(p->gamma, p->w_dtype, p->weight_offset, col, n, r->ones, gamma_buffer);
-        const real   *beta = p->beta ? load(p->beta, p->w_dtype, col, n, beta_buffer) : r->zeros;
-        real         *y = store_target(p->y, p->x_dtype, y_at, r->stream, y_buffer);
-        SIMD
-        for (int64_t i = 0; i < n; i++)
-            y[i] = ((x[i] - s.mean) - s.mean_lo) * (s.rstd * gamma[i]) + beta[i];
-        store(p->y, p->x_dtype, y_at, y, n, r->stream);
-    }
+    const char                     *x = at_element(p->x, p->x_dtype, row * p->x_stride + begin);
+    struct row_part                 part = {.x = x, .next = x + r->ahead, .n = end - begin, .s = s};
+    part.y = at_element(p->y, p->x_dtype, row * p->y_stride + begin);
+    part.gamma = p->gamma ? at_element(p->gamma, p->w_dtype, begin) : NULL;
+    part.beta = p->beta ? at_element(p->beta, p->w_dtype, begin) : NULL;
+    part.offset = (real)p->weight_offset;
+    FOR_DTYPE(p->x_dtype, normalize_x, p->w_dtype, &part, r->stream);
 }
 
 static void forward_rows(void *arg, int64_t begin, int64_t end)
 {
     const struct layernorm_forward_run *r = arg;
     const struct layernorm_forward     *p = r->p;
-    for (int64_t row = begin; row < end; row++) {
-        const struct moments m = p->cols ? row_moments(p, row, 0, p->cols) : (struct moments){0};
-        normalize_row(r, row, 0, p->cols, finish_row(p, row, m));
+    for (int64_t first = begin; first < end; first += r->batch) {
+        struct stats  stats[BATCH_ROWS];
+        const int64_t rows = min64(r->batch, end - first);
+        for (int64_t k = 0; k < rows; k++)
+            stats[k] = finish_row(p, first + k, p->cols ? row_moments(p, first + k, 0, p->cols) : (struct moments){0});
+        for (int64_t k = 0; k < rows; k++)
+            normalize_row(r, first + k, 0, p->cols, stats[k]);
     }
     stream_fence(r->stream);
 }
@@ -130,9 +311,10 @@ static void layernorm_forward(const struct layernorm_forward *p, const struct cp
     struct layernorm_forward_run r;
     layernorm_forward_plan(p, run->workspace, &r);
     r.stream = run->stream;
-    fill(r.ones, min64(p->cols, TILE), 1);
-    fill(r.zeros, min64(p->cols, TILE), 0);
-    const int64_t row_bytes = (p->cols + 1) * (int64_t)sizeof(real);
+    const int64_t row_bytes = (p->cols + 1) * size_of(p->x_dtype);
+    const int64_t stride = (p->x_stride + 1) * size_of(p->x_dtype);
+    r.batch = row_bytes >= BATCH_BYTES ? 1 : min64(BATCH_BYTES / row_bytes, BATCH_ROWS);
+    r.ahead = r.segments > 1 ? AHEAD_BYTES : ceil_div(AHEAD_BYTES, stride) * p->x_stride * size_of(p->x_dtype);
     if (r.segments == 1)
         cpu_parallel(run, p->rows, CPU_GRAIN_BYTES / row_bytes, forward_rows, &r);
     else

@@ -128,11 +128,11 @@ INLINE void store_values(wf_dtype dtype, char *to, const real *from, int64_t n)
         vector_store_part(dtype, to + i * size_of(dtype), n - i, vector_load_part(REAL_DTYPE, from + i, n - i));
 }
 
-/* How many of n values come before the first whole line at `to`, and before the end of the last. */
+/* [begin, end) of n values at `to` begins with a line and is a multiple of PAIR. */
 static inline void whole_lines(const void *to, int64_t size, int64_t n, int64_t *begin, int64_t *end)
 {
     *begin = min64((int64_t)(-(uintptr_t)to & (LINE - 1)) / size, n);
-    *end = *begin + (n - *begin) / (LINE / size) * (LINE / size);
+    *end = *begin + (n - *begin) / PAIR * PAIR;
 }
 
 /* With stream, whole lines go past the cache. */

@@ -110,6 +110,28 @@ INLINE half_vector upper_halves(word_vector w)
 #endif
 }
 
+INLINE half_vector lower_half(vector v)
+{
+#if defined(__AVX512F__)
+    return (half_vector)_mm512_castsi512_si256((__m512i)v);
+#else
+    half_vector h;
+    memcpy(&h, &v, sizeof h);
+    return h;
+#endif
+}
+
+INLINE vector from_lower_half(half_vector h)
+{
+#if defined(__AVX512F__)
+    return (vector)_mm512_castsi256_si512((__m256i)h);
+#else
+    vector v = {0};
+    memcpy(&v, &h, sizeof h);
+    return v;
+#endif
+}
+
 INLINE vector vector_from_half(wf_dtype dtype, half_vector h)
 {
     if (dtype == WF_BF16)
@@ -126,13 +148,25 @@ INLINE vector vector_from_half(wf_dtype dtype, half_vector h)
 #endif
 }
 
-/* v is the result of an operation: a NaN is quiet, so that cutting it leaves one. */
+/* Rounds to bf16, left in the upper half of each word. v is the result of an operation: a NaN is quiet, and cutting it
+ * leaves one. */
+INLINE word_vector round_to_bf16(vector v)
+{
+    const word_vector bits = (word_vector)v;
+#if defined(__AVX512F__)
+    const __mmask16 number = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_ORD_Q);
+    const __mmask16 odd = _mm512_mask_test_epi32_mask(number, (__m512i)bits, _mm512_set1_epi32(0x10000));
+    const __m512i   up = _mm512_mask_add_epi32((__m512i)bits, number, (__m512i)bits, _mm512_set1_epi32(0x7fff));
+    return (word_vector)_mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
+#else
+    return bits + ((0x7fff + (bits >> 16 & 1)) & (word_vector)(v == v));
+#endif
+}
+
 INLINE half_vector half_from_vector(wf_dtype dtype, vector v)
 {
-    if (dtype == WF_BF16) {
-        const word_vector bits = (word_vector)v, up = 0x7fff + (bits >> 16 & 1);
-        return upper_halves(bits + (up & (word_vector)(v == v)));
-    }
+    if (dtype == WF_BF16)
+        return upper_halves(round_to_bf16(v));
 #if defined(__AVX512F__)
     return (half_vector)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
@@ -149,67 +183,81 @@ INLINE half_vector half_from_vector(wf_dtype dtype, vector v)
 
 /* ---- loads and stores ------------------------------------------------------------------------------------------- */
 
-/* A register that holds, in its lower part, WIDTH values as the dtype has them in memory. */
-INLINE vector vector_from_raw(wf_dtype dtype, vector raw)
-{
-#if REAL_SIZE == 4
-    half_vector h;
-    memcpy(&h, &raw, sizeof h);
-    return dtype == WF_F32 ? raw : vector_from_half(dtype, h);
-#else
-    (void)dtype;
-    return raw;
-#endif
-}
-
-INLINE vector raw_from_vector(wf_dtype dtype, vector v)
+INLINE vector vector_load(wf_dtype dtype, const void *from)
 {
 #if REAL_SIZE == 4
     if (dtype != WF_F32) {
-        const half_vector h = half_from_vector(dtype, v);
-        memcpy(&v, &h, sizeof h);
+        half_vector h;
+        memcpy(&h, from, sizeof h);
+        return vector_from_half(dtype, h);
     }
 #else
     (void)dtype;
 #endif
+    vector v;
+    memcpy(&v, from, sizeof v);
     return v;
-}
-
-INLINE vector vector_load(wf_dtype dtype, const void *from)
-{
-    vector raw = {0};
-    memcpy(&raw, from, (size_t)(WIDTH * size_of(dtype)));
-    return vector_from_raw(dtype, raw);
 }
 
 INLINE void vector_store(wf_dtype dtype, void *to, vector v)
 {
-    const vector raw = raw_from_vector(dtype, v);
-    memcpy(to, &raw, (size_t)(WIDTH * size_of(dtype)));
+#if REAL_SIZE == 4
+    if (dtype != WF_F32) {
+        const half_vector h = half_from_vector(dtype, v);
+        memcpy(to, &h, sizeof h);
+        return;
+    }
+#else
+    (void)dtype;
+#endif
+    memcpy(to, &v, sizeof v);
+}
+
+/* The first `size` bytes of a register, then zeros; no byte past them is touched. */
+INLINE vector vector_load_bytes(const char *from, int64_t size)
+{
+#if defined(__AVX512BW__)
+    return (vector)_mm512_maskz_loadu_epi8(size < 64 ? ((__mmask64)1 << size) - 1 : ~(__mmask64)0, from);
+#else
+    vector v = {0};
+    memcpy(&v, from, (size_t)size);
+    return v;
+#endif
+}
+
+INLINE void vector_store_bytes(char *to, int64_t size, vector v)
+{
+#if defined(__AVX512BW__)
+    _mm512_mask_storeu_epi8(to, size < 64 ? ((__mmask64)1 << size) - 1 : ~(__mmask64)0, (__m512i)v);
+#else
+    memcpy(to, &v, (size_t)size);
+#endif
 }
 
 /* The first n <= WIDTH values, then zeros. */
 INLINE vector vector_load_part(wf_dtype dtype, const void *from, int64_t n)
 {
-    const int64_t size = n * size_of(dtype);
-    vector        raw = {0};
-#if defined(__AVX512BW__)
-    raw = (vector)_mm512_maskz_loadu_epi8(size < 64 ? ((__mmask64)1 << size) - 1 : ~(__mmask64)0, from);
-#else
-    memcpy(&raw, from, (size_t)size);
+    if (n == WIDTH)
+        return vector_load(dtype, from);
+    const vector raw = vector_load_bytes(from, n * size_of(dtype));
+#if REAL_SIZE == 4
+    if (dtype != WF_F32)
+        return vector_from_half(dtype, lower_half(raw));
 #endif
-    return vector_from_raw(dtype, raw);
+    return raw;
 }
 
 INLINE void vector_store_part(wf_dtype dtype, void *to, int64_t n, vector v)
 {
-    const int64_t size = n * size_of(dtype);
-    const vector  raw = raw_from_vector(dtype, v);
-#if defined(__AVX512BW__)
-    _mm512_mask_storeu_epi8(to, size < 64 ? ((__mmask64)1 << size) - 1 : ~(__mmask64)0, (__m512i)raw);
-#else
-    memcpy(to, &raw, (size_t)size);
+    if (n == WIDTH) {
+        vector_store(dtype, to, v);
+        return;
+    }
+#if REAL_SIZE == 4
+    if (dtype != WF_F32)
+        v = from_lower_half(half_from_vector(dtype, v));
 #endif
+    vector_store_bytes(to, n * size_of(dtype), v);
 }
 
 /* v with zeros for all but its first n values. */
@@ -225,23 +273,27 @@ INLINE vector vector_first(vector v, int64_t n)
 INLINE void vector_stream(wf_dtype dtype, void *to, vector v)
 {
 #if defined(__x86_64__)
-    const vector raw = raw_from_vector(dtype, v);
-    const bool   half = size_of(dtype) < REAL_SIZE;
+#if REAL_SIZE == 4
+    if (dtype != WF_F32) {
+        const half_vector h = half_from_vector(dtype, v);
 #if VECTOR_SIZE == 64
-    if (half)
-        _mm256_stream_si256(to, _mm512_castsi512_si256((__m512i)raw));
-    else
-        _mm512_stream_si512(to, (__m512i)raw);
+        _mm256_stream_si256(to, (__m256i)h);
 #elif VECTOR_SIZE == 32
-    if (half)
-        _mm_stream_si128(to, _mm256_castsi256_si128((__m256i)raw));
-    else
-        _mm256_stream_si256(to, (__m256i)raw);
+        _mm_stream_si128(to, (__m128i)h);
 #else
-    if (half)
-        _mm_stream_si64(to, _mm_cvtsi128_si64((__m128i)raw));
-    else
-        _mm_stream_si128(to, (__m128i)raw);
+        _mm_stream_si64(to, (long long)h);
+#endif
+        return;
+    }
+#else
+    (void)dtype;
+#endif
+#if VECTOR_SIZE == 64
+    _mm512_stream_si512(to, (__m512i)v);
+#elif VECTOR_SIZE == 32
+    _mm256_stream_si256(to, (__m256i)v);
+#else
+    _mm_stream_si128(to, (__m128i)v);
 #endif
 #else
     vector_store(dtype, to, v);
@@ -256,6 +308,149 @@ static inline void stream_fence(bool stream)
 #else
     (void)stream;
 #endif
+}
+
+/* ---- pairs ------------------------------------------------------------------------------------------------------ */
+
+/* PAIR consecutive values in two vectors. As bf16 has them, those with even and those with odd index, which costs one
+ * operation each way; else the first and the second half. `order` is the dtype whose way it is. */
+struct pair {
+    vector a, b;
+};
+enum { PAIR = 2 * WIDTH };
+
+#if VECTOR_SIZE == 64
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD  1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#elif VECTOR_SIZE == 32
+#define EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD  1, 3, 5, 7, 9, 11, 13, 15
+#else
+#define EVEN 0, 2, 4, 6
+#define ODD  1, 3, 5, 7
+#endif
+
+INLINE struct pair pair_reorder(wf_dtype dtype, wf_dtype order, struct pair p)
+{
+#if REAL_SIZE == 4
+    if (order == WF_BF16 && dtype != WF_BF16)
+        return (struct pair){__builtin_shufflevector(p.a, p.b, EVEN), __builtin_shufflevector(p.a, p.b, ODD)};
+#else
+    (void)dtype, (void)order;
+#endif
+    return p;
+}
+
+#if REAL_SIZE == 4
+INLINE struct pair pair_of_bf16(word_vector w)
+{
+    return (struct pair){(vector)(w << 16), (vector)(w & 0xffff0000)};
+}
+
+INLINE word_vector words_of_bf16(struct pair p)
+{
+    return (round_to_bf16(p.a) >> 16) | (round_to_bf16(p.b) & 0xffff0000);
+}
+#endif
+
+INLINE struct pair pair_load(wf_dtype dtype, wf_dtype order, const char *from)
+{
+#if REAL_SIZE == 4
+    if (dtype == WF_BF16) { /* and so is order */
+        word_vector w;
+        memcpy(&w, from, sizeof w);
+        return pair_of_bf16(w);
+    }
+#endif
+    const struct pair p = {vector_load(dtype, from), vector_load(dtype, from + WIDTH * size_of(dtype))};
+    return pair_reorder(dtype, order, p);
+}
+
+INLINE void pair_store(wf_dtype dtype, char *to, struct pair p)
+{
+#if REAL_SIZE == 4
+    if (dtype == WF_BF16) {
+        const word_vector w = words_of_bf16(p);
+        memcpy(to, &w, sizeof w);
+        return;
+    }
+#endif
+    vector_store(dtype, to, p.a);
+    vector_store(dtype, to + WIDTH * size_of(dtype), p.b);
+}
+
+INLINE void pair_stream(wf_dtype dtype, char *to, struct pair p)
+{
+#if REAL_SIZE == 4
+    if (dtype == WF_BF16) {
+        vector_stream(WF_F32, to, (vector)words_of_bf16(p));
+        return;
+    }
+#endif
+    vector_stream(dtype, to, p.a);
+    vector_stream(dtype, to + WIDTH * size_of(dtype), p.b);
+}
+
+/* The first n <= PAIR values, then zeros. */
+INLINE struct pair pair_load_part(wf_dtype dtype, wf_dtype order, const char *from, int64_t n)
+{
+    if (n == PAIR)
+        return pair_load(dtype, order, from);
+#if REAL_SIZE == 4
+    if (dtype == WF_BF16)
+        return pair_of_bf16((word_vector)vector_load_bytes(from, n * 2));
+#endif
+    struct pair p = {vector_load_part(dtype, from, n < WIDTH ? n : WIDTH), {0}};
+    if (n > WIDTH)
+        p.b = vector_load_part(dtype, from + WIDTH * size_of(dtype), n - WIDTH);
+    return pair_reorder(dtype, order, p);
+}
+
+INLINE void pair_store_part(wf_dtype dtype, char *to, int64_t n, struct pair p)
+{
+    if (n == PAIR) {
+        pair_store(dtype, to, p);
+        return;
+    }
+#if REAL_SIZE == 4
+    if (dtype == WF_BF16) {
+        vector_store_bytes(to, n * 2, (vector)words_of_bf16(p));
+        return;
+    }
+#endif
+    vector_store_part(dtype, to, n < WIDTH ? n : WIDTH, p.a);
+    if (n > WIDTH)
+        vector_store_part(dtype, to + WIDTH * size_of(dtype), n - WIDTH, p.b);
+}
+
+/* p with zeros for all but its first n values. */
+INLINE struct pair pair_first(wf_dtype order, struct pair p, int64_t n)
+{
+    if (order == WF_BF16)
+        return (struct pair){vector_first(p.a, (n + 1) / 2), vector_first(p.b, n / 2)};
+    return (struct pair){vector_first(p.a, n), vector_first(p.b, n - WIDTH)};
+}
+
+INLINE struct pair pair_minus(struct pair p, real value)
+{
+    return (struct pair){p.a - value, p.b - value};
+}
+
+INLINE struct pair pair_product(struct pair p, struct pair q)
+{
+    return (struct pair){p.a * q.a, p.b * q.b};
+}
+
+INLINE struct pair pair_tree(const struct pair p[4])
+{
+    return (struct pair){(p[0].a + p[1].a) + (p[2].a + p[3].a), (p[0].b + p[1].b) + (p[2].b + p[3].b)};
+}
+
+/* Pair j of LANES consecutive values belongs to the same lanes on every ISA. */
+INLINE void lanes_add(struct lanes *l, wf_dtype order, int j, struct pair p)
+{
+    l->v[order == WF_BF16 ? j : 2 * j] += p.a;
+    l->v[order == WF_BF16 ? VECTORS / 2 + j : 2 * j + 1] += p.b;
 }
 
 /* ---- lanes ------------------------------------------------------------------------------------------------------ */
