@@ -250,6 +250,8 @@ def prepare(tree):
     for suite in [] if SECONDS else suites:
         began = time.time()
         status, output = run([f"build-{isas}/tests/check", suite], QUICK_LIMIT, tree, quick=True)
+        if "no test was run" in output:  # those that want a GPU
+            continue
         if status != 0:
             raise SystemExit(f"{suite} fails without any mistake:\n{output[-3000:]}")
         SECONDS[suite] = time.time() - began
