@@ -148,7 +148,8 @@ def picture(groups, threads, caption):
         if group.ratio:
             out.append(dot(left + group.share / group.ratio * scale, y + 9))
         beside = f"{group.share:.0f} %" + (f", {group.ratio:.2f}x" if group.ratio else "")
-        out.append(text(left + max(group.share, group.share / (group.ratio or 1)) * scale + 8, y + 13, beside, color="#444"))
+        reach = max(group.share / min(group.ratio or 1, 1), found[min(found)].share)
+        out.append(text(left + reach * scale + 8, y + 13, beside, color="#444"))
     out += [text(left + width + 54, height - 6, caption, "end", "#888"), "</svg>"]
     return "\n".join(out) + "\n"
 

@@ -181,14 +181,15 @@ class Set:
 # ---- right before fast ----
 
 def in_double(s, one):
-    """y, or dx, by PyTorch in double."""
-    x = one.x.detach().double().requires_grad_()
+    """y, or dx, by PyTorch in double; channels first: instance_norm's gradients of a single sample with a dy channels last
+    are wrong in PyTorch 1.13 to 2.15."""
+    x = one.x.detach().double().contiguous().requires_grad_()
     w, b = (None if t is None else t.detach().double().requires_grad_() for t in (one.w, one.b))
     m, v = (None if t is None else t.double() for t in one.moved)
     y = eager(s)(x, w, b, m, v)
     if not s.backward:
         return [y.detach()]
-    return torch.autograd.grad(y, [t for t in (x, w, b) if t is not None], one.dy.double())
+    return torch.autograd.grad(y, [t for t in (x, w, b) if t is not None], one.dy.double().contiguous())
 
 
 def units_off(got, want):
