@@ -1,11 +1,13 @@
 /* GroupNorm, InstanceNorm and BatchNorm on the CPU: what both layouts share. channels_first.h and channels_last.h
  * reduce and apply; here a set's partial results become its statistics, or the two averages that its gradient needs.
  *
- *     y = ((x - mean) - mean_lo) * (rstd * gamma) + beta
+ *     y = (x - mean) * factor + (beta - mean_lo * factor),  factor = rstd * gamma
  *     dx = rstd * (gamma * dy - k1 - xhat * k2),  k1 = avg(gamma * dy),  k2 = avg(gamma * dy * xhat) over the set
  *
+ * xhat = (x - mean) * rstd - mean_lo * rstd: what mean_lo adds is the same for all of a set, and goes into constants.
+ *
  * A set is what shares a statistic: a channel (across the batch), or a group of a sample. */
-#include "tile.h"
+#include "columns.h"
 
 struct geometry {
     struct channelnorm_shape s;
@@ -45,24 +47,39 @@ struct channelnorm_forward_run {
     bool                              stream;
 };
 
-static void finish_set(const struct channelnorm_forward_run *r, int64_t set, struct moments m)
+/* Sets [set, set + n), n <= COLUMNS. */
+static void finish_sets(const struct channelnorm_forward_run *r, int64_t set, int64_t n, const struct columns *s)
 {
     const struct channelnorm_forward *p = r->p;
-    const int64_t                     count = r->g.count;
-    r->mean[set] = m.mean;
-    r->mean_lo[set] = m.mean_lo;
-    r->rstd[set] = moments_rstd(m, count, (real)p->eps);
-    r->variance[set] = count > 1 ? moments_variance(m, p->unbiased ? count - 1 : count) : 0;
+    const int64_t                     count = r->g.count, degrees = p->unbiased ? count - 1 : count;
+    int32_t                           scaled = 0;
+    _Pragma("omp simd reduction(| : scaled)")
+    for (int64_t j = 0; j < n; j++) {
+        const real variance = s->m2[j] / (real)count + (real)p->eps;
+        r->mean[set + j] = s->mean[j];
+        r->mean_lo[set + j] = s->mean_lo[j];
+        r->rstd[set + j] = variance == 0 ? 0 : 1 / real_sqrt(variance);
+        r->variance[set + j] = s->m2[j] / (real)degrees;
+        scaled |= s->scale[j];
+    }
+    for (int64_t j = 0; (scaled || count < 2) && j < n; j++) {
+        r->rstd[set + j] = moments_rstd(column_get(s, j), count, (real)p->eps);
+        r->variance[set + j] = count > 1 ? moments_variance(column_get(s, j), degrees) : 0;
+    }
 }
 
 /* Evaluation: the statistics are the running ones. */
-static void known_set(const struct channelnorm_forward_run *r, int64_t set)
+static void known_sets(const struct channelnorm_forward_run *r, int64_t set, int64_t n)
 {
-    const struct moments m = {0, 0, given(r->p->running_var_in, set), 0};
-    r->mean[set] = given(r->p->running_mean_in, set);
-    r->mean_lo[set] = 0;
-    r->rstd[set] = moments_rstd(m, 1, (real)r->p->eps);
+    for (int64_t j = set; j < set + n; j++) {
+        const struct moments m = {0, 0, given(r->p->running_var_in, j), 0};
+        r->mean[j] = given(r->p->running_mean_in, j);
+        r->mean_lo[j] = 0;
+        r->rstd[j] = moments_rstd(m, 1, (real)r->p->eps);
+    }
 }
+
+#include "lines.h"
 
 #include "channels_first.h"
 #include "channels_last.h"
@@ -196,27 +213,45 @@ static real weighted_sum(const void *gamma, wf_dtype dtype, const real *value, i
     return tile_sum(product, n, 0);
 }
 
-/* The averages of one set from its channels' sums. */
-static void combine_sums(const struct channelnorm_backward_run *r, int64_t set)
+/* The averages of n <= COLUMNS sets from their channels' sums. */
+static void combine_sums(const struct channelnorm_backward_run *r, int64_t set, int64_t n)
 {
     const struct channelnorm_backward *p = r->p;
     const int64_t                      channels = r->g.group_channels, c = r->g.s.c;
-    real                               sum[2];
+    const real                         count = (real)r->g.count;
     if (p->frozen)
         return;
     if (r->g.s.across_batch) {
-        const real gamma = load_one(p->gamma, p->shape.w_dtype, set, 1);
-        row_sum_tree(r->dy_sum + set, r->samples, c, 1, &sum[0]);
-        row_sum_tree(r->dyx_sum + set, r->samples, c, 1, &sum[1]);
-        sum[0] *= gamma;
-        sum[1] *= gamma;
-    } else {
-        const int64_t first = set % r->g.s.groups * channels, at = set * channels;
-        sum[0] = weighted_sum(p->gamma, p->shape.w_dtype, r->dy_sum + at, first, channels);
-        sum[1] = weighted_sum(p->gamma, p->shape.w_dtype, r->dyx_sum + at, first, channels);
+        real        buffer[COLUMNS];
+        const real *gamma = load_parameter(p->gamma, p->shape.w_dtype, set, n, 1, buffer);
+        row_sum_tree(r->dy_sum + set, r->samples, c, (int)n, r->k1 + set);
+        row_sum_tree(r->dyx_sum + set, r->samples, c, (int)n, r->k2 + set);
+        SIMD
+        for (int64_t j = 0; j < n; j++) {
+            r->k1[set + j] = r->k1[set + j] * gamma[j] / count;
+            r->k2[set + j] = r->k2[set + j] * gamma[j] / count;
+        }
+        return;
     }
-    r->k1[set] = sum[0] / (real)r->g.count;
-    r->k2[set] = sum[1] / (real)r->g.count;
+    if (channels == 1) { /* a set is a channel of a sample */
+        for (int64_t done = 0, part; done < n; done += part) {
+            const int64_t first = (set + done) % c;
+            real          buffer[COLUMNS];
+            part = min64(n - done, c - first);
+            const real *gamma = load_parameter(p->gamma, p->shape.w_dtype, first, part, 1, buffer);
+            SIMD
+            for (int64_t j = 0; j < part; j++) {
+                r->k1[set + done + j] = gamma[j] * r->dy_sum[set + done + j] / count;
+                r->k2[set + done + j] = gamma[j] * r->dyx_sum[set + done + j] / count;
+            }
+        }
+        return;
+    }
+    for (; n > 0; n--, set++) {
+        const int64_t first = set % r->g.s.groups * channels, at = set * channels;
+        r->k1[set] = weighted_sum(p->gamma, p->shape.w_dtype, r->dy_sum + at, first, channels) / count;
+        r->k2[set] = weighted_sum(p->gamma, p->shape.w_dtype, r->dyx_sum + at, first, channels) / count;
+    }
 }
 
 #include "channels_first_backward.h"

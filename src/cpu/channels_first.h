@@ -1,101 +1,267 @@
-/* x is [n, c, hw]: forward. A set is `lines` of hw consecutive values, one per channel of a group or per sample. A set
- * that fits in half of L2 is read from memory once, by one thread; larger ones are cut into segments. Included by
- * channelnorm_cpu.c. */
+/* x is [n, c, hw]: forward. Included by channelnorm_cpu.c.
+ *
+ * A set is read in one sweep, about a guess of its mean: two sweeps of each tile would let memory stand still during the
+ * second (13 GB/s instead of 40 on one core, cold). */
 
-/* The lines of a set; line l begins at element (first + l * step) * hw, and (first + l * step) % c is its channel. */
-struct lines {
-    int64_t first, step, count;
-};
+/* ---- reduce ----------------------------------------------------------------------------------------------------- */
 
-static struct lines lines_of(const struct geometry *g, int64_t set)
+static struct span span_of(const struct channelnorm_forward_run *r, int64_t set)
 {
-    if (g->s.across_batch)
-        return (struct lines){set, g->s.c, g->s.n};
-    return (struct lines){set * g->group_channels, 1, g->group_channels};
+    const struct channelnorm_shape *s = &r->g.s;
+    const struct lines              lines = lines_of(&r->g, set);
+    return (struct span){at_element(r->p->x, s->x_dtype, lines.first * s->hw), s->x_dtype,
+                         lines.step == 1 ? r->g.count : s->hw, lines.step * s->hw};
 }
 
-/* Values [begin, end) of a set: its segment of this number. */
-static void segment_range(const struct geometry *g, int64_t segment, int64_t *begin, int64_t *end)
+enum { SPREAD = 8 }; /* values that a guess is the mean of */
+
+INLINE real value_at(wf_dtype dtype, const struct span *s, int64_t i)
 {
-    *begin = segment * SEGMENT;
-    *end = min64(*begin + SEGMENT, g->count);
+    const int64_t run = i < s->run ? 0 : i / s->run;
+    const char   *at = at_element(s->data, dtype, run * s->stride + (i - run * s->run));
+    uint16_t      half;
+    real          value;
+    if (is_real(dtype)) {
+        memcpy(&value, at, sizeof value);
+        return value;
+    }
+    memcpy(&half, at, sizeof half);
+    return dtype == WF_F16 ? (real)wf_f16_to_f32(half) : (real)wf_bf16_to_f32(half);
+}
+
+/* The mean of some values from all over a set: near its mean, and of few bits if they have few. */
+INLINE real span_guess(wf_dtype dtype, const struct span *s, int64_t begin, int64_t end)
+{
+    const int64_t n = end - begin, step = n / SPREAD;
+    real          value[SPREAD] = {0};
+    for (int64_t k = 0; k < SPREAD; k++)
+        if (step > 0 || k < n)
+            value[k] = value_at(dtype, s, begin + k * (step > 0 ? step : 1)) / SPREAD;
+    const real sum = ((value[0] + value[1]) + (value[2] + value[3])) + ((value[4] + value[5]) + (value[6] + value[7]));
+    return step > 0 ? sum : sum * SPREAD / (real)n;
+}
+
+/* Sums of d and of d^2, d = x - center. What is left of a line after whole swaths waits until it is worth one: a sum of
+ * four terms has no preferred last bits, while a square of few bits has (it is 0 or 1 modulo 4), and adding many such to a
+ * large sum would round down more often than up. */
+struct squares {
+    struct lanes sum, squares, rest_sum, rest_squares;
+    int          rest; /* LANES values each */
+};
+
+INLINE void squares_flush(struct squares *q)
+{
+    for (int k = 0; k < VECTORS; k++) {
+        q->sum.v[k] += q->rest_sum.v[k];
+        q->squares.v[k] += q->rest_squares.v[k];
+        q->rest_sum.v[k] = q->rest_squares.v[k] = vector_fill(0);
+    }
+    q->rest = 0;
+}
+
+/* n consecutive values more. up: factors of d, powers of two; NULL = 1. */
+INLINE void squares_add(wf_dtype dtype, const char *x, int64_t n, vector center, const real *up, struct squares *q)
+{
+    const int64_t size = size_of(dtype);
+    for (; n >= SWATH; n -= SWATH, x += SWATH * size)
+        for (int k = 0; k < VECTORS; k++) {
+            vector d[4];
+            for (int j = 0; j < 4; j++) {
+                d[j] = vector_load(dtype, x + (j * LANES + k * WIDTH) * size) - center;
+                if (up)
+                    d[j] = d[j] * up[0] * up[1];
+            }
+            q->sum.v[k] += (d[0] + d[1]) + (d[2] + d[3]);
+            q->squares.v[k] += (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]);
+        }
+    for (; n > 0; n -= LANES, x += LANES * size) {
+        for (int k = 0; k < VECTORS; k++) {
+            const int64_t left = n - k * WIDTH;
+            vector        d;
+            if (left >= WIDTH)
+                d = vector_load(dtype, x + k * WIDTH * size) - center;
+            else if (left > 0)
+                d = vector_first(vector_load_part(dtype, x + k * WIDTH * size, left) - center, left);
+            else
+                break;
+            if (up)
+                d = d * up[0] * up[1];
+            q->rest_sum.v[k] += d;
+            q->rest_squares.v[k] += d * d;
+        }
+        q->rest++;
+    }
+    if (q->rest >= SWATH / LANES)
+        squares_flush(q);
+}
+
+INLINE void span_squares(wf_dtype dtype, const struct span *s, int64_t begin, int64_t end, real center, const real *up,
+                         real *sum, real *squares)
+{
+    const struct lanes zero = lanes_fill(0);
+    struct squares     q = {zero, zero, zero, zero, 0};
+    int64_t            run = begin / s->run, in_run = begin - run * s->run;
+    for (; begin < end; run++, in_run = 0) {
+        const int64_t n = min64(s->run - in_run, end - begin);
+        squares_add(dtype, at_element(s->data, dtype, run * s->stride + in_run), n, vector_fill(center), up, &q);
+        begin += n;
+    }
+    squares_flush(&q);
+    *sum = lanes_sum(q.sum);
+    *squares = lanes_sum(q.squares);
+}
+
+/* Where the plain sums left the range: the same of d * 2^-scale. */
+static int32_t span_squares_scaled(const struct span *s, int64_t begin, int64_t end, real center, real *sum, real *squares)
+{
+    real largest = 0;
+    for (int64_t i = begin; i < end; i++) {
+        const real    d = FOR_DTYPE(s->dtype, value_at, s, i) - center, size = d < 0 ? -d : d;
+        if (!isfinite(d))
+            return 0; /* the plain sum says so already */
+        largest = size > largest ? size : largest;
+    }
+    if (largest == 0)
+        return 0;
+    const int32_t scale = moments_exponent(largest), half = scale / 2;
+    const real    up[2] = {(real)ldexp(1, -half), (real)ldexp(1, half - scale)}; /* each is in range */
+    FOR_DTYPE(s->dtype, span_squares, s, begin, end, center, up, sum, squares);
+    return scale;
+}
+
+/* The mean is far from where it was guessed: sweep again, nearer. */
+__attribute__((noinline, cold)) static struct moments span_moments_near(const struct span *s, int64_t begin, int64_t end,
+                                                                        real guess)
+{
+    for (int sweep = 0;; sweep++) {
+        real    sum, squares;
+        int32_t scale = 0;
+        FOR_DTYPE(s->dtype, span_squares, s, begin, end, guess, NULL, &sum, &squares);
+        if (!moments_in_range(squares))
+            scale = span_squares_scaled(s, begin, end, guess, &sum, &squares);
+        const struct moments m = moments_about(guess, sum, squares, scale, end - begin);
+        if (sweep == 3 || !(m.m2 < squares / 2))
+            return m;
+        guess = m.mean;
+    }
+}
+
+/* Values [begin, end) of each set. A guess that was wrong is corrected for the values that follow. */
+static void bundle_moments(const struct span *s, int64_t sets, int64_t begin, int64_t end, real *guess, struct columns *out)
+{
+    if (end - begin > LEAF) {
+        struct columns right;
+        const int64_t  left = tree_split(end - begin, LEAF);
+        bundle_moments(s, sets, begin, begin + left, guess, out);
+        bundle_moments(s, sets, begin + left, end, guess, &right);
+        columns_merge(out, left, &right, end - begin - left, sets);
+        return;
+    }
+    real    sum[BUNDLE_SETS], squares[BUNDLE_SETS];
+    int32_t far[BUNDLE_SETS];
+    for (int64_t j = 0; j < sets; j++)
+        FOR_DTYPE(s->dtype, span_squares, &s[j], begin, end, guess[j], NULL, &sum[j], &squares[j]);
+    if (columns_about(guess, sum, squares, end - begin, sets, out, far))
+        for (int64_t j = 0; j < sets; j++)
+            if (far[j]) {
+                column_set(out, j, span_moments_near(&s[j], begin, end, guess[j]));
+                guess[j] = out->mean[j];
+            }
+}
+
+static void reduce_bundle(const struct channelnorm_forward_run *r, const struct bundle *b, struct columns *out)
+{
+    struct span span[BUNDLE_SETS];
+    real        guess[BUNDLE_SETS];
+    for (int64_t j = 0; j < b->sets; j++) {
+        span[j] = span_of(r, b->set + j);
+        guess[j] = FOR_DTYPE(span[j].dtype, span_guess, &span[j], b->begin, b->end);
+    }
+    bundle_moments(span, b->sets, b->begin, b->end, guess, out);
 }
 
 static void channels_first_reduce(const void *arg, int64_t set, int64_t segment)
 {
     const struct channelnorm_forward_run *r = arg;
-    const struct channelnorm_shape       *s = &r->g.s;
-    const struct lines                    lines = lines_of(&r->g, set);
-    int64_t                               begin, end;
-    segment_range(&r->g, segment, &begin, &end);
-    const struct span span = {at_element(r->p->x, s->x_dtype, lines.first * s->hw), s->x_dtype,
-                              lines.step == 1 ? r->g.count : s->hw, lines.step * s->hw};
-    ((struct moments *)r->part)[set * r->items + segment] = span_moments(&span, begin, end, true);
+    const struct bundle                   b = segment_of(&r->g, set, segment);
+    struct columns                        all;
+    reduce_bundle(r, &b, &all);
+    ((struct moments *)r->part)[set * r->items + segment] = column_get(&all, 0);
 }
 
 static void channels_first_combine(const void *arg, int64_t set)
 {
     const struct channelnorm_forward_run *r = arg;
-    if (r->p->known)
-        known_set(r, set);
-    else
-        finish_set(r, set, r->g.count ? moments_tree((const struct moments *)r->part + set * r->items, SEGMENT, r->g.count)
-                                      : (struct moments){0});
+    struct columns                        all;
+    if (r->p->known) {
+        known_sets(r, set, 1);
+        return;
+    }
+    column_set(&all, 0, moments_tree((const struct moments *)r->part + set * r->items, SEGMENT, r->g.count));
+    finish_sets(r, set, 1, &all);
 }
 
-/* n elements from `at`, all of one channel. */
-static void normalize_line(const struct channelnorm_forward_run *r, int64_t set, int64_t channel, int64_t at, int64_t n)
+/* ---- apply ------------------------------------------------------------------------------------------------------ */
+
+/* Lines [line, line + n) of the tensor: y = (x - mean) * factor + shift, where mean_lo is a part of the shift. */
+static void forward_lines(const void *arg, int64_t line, int64_t n, struct line_map *m)
 {
-    const struct channelnorm_forward *p = r->p;
-    const wf_dtype dtype = p->shape.x_dtype;
-    const real     mean = r->mean[set], mean_lo = r->mean_lo[set];
-    const real     factor = r->rstd[set] * load_one(p->gamma, p->shape.w_dtype, channel, 1);
-    const real     beta = load_one(p->beta, p->shape.w_dtype, channel, 0);
-    for (int64_t done = 0; done < n; done += TILE) {
-        const int64_t part = min64(TILE, n - done);
-        real          x_buffer[TILE], y_buffer[TILE];
-        const real   *x = load(p->x, dtype, at + done, part, x_buffer);
-        real         *y = store_target(p->y, dtype, at + done, r->stream, y_buffer);
+    const struct channelnorm_forward_run *r = arg;
+    const struct channelnorm_forward     *p = r->p;
+    for (int64_t done = 0, part; done < n; done += part) {
+        const struct line_sets l = line_sets_of(&r->g, line + done, n - done);
+        real                   gamma_buffer[MAP_LINES], beta_buffer[MAP_LINES];
+        part = l.lines;
+        const real *gamma = load_parameter(p->gamma, p->shape.w_dtype, l.channel, part, 1, gamma_buffer);
+        const real *beta = load_parameter(p->beta, p->shape.w_dtype, l.channel, part, 0, beta_buffer);
         SIMD
-        for (int64_t i = 0; i < part; i++)
-            y[i] = ((x[i] - mean) - mean_lo) * factor + beta;
-        store(p->y, dtype, at + done, y, part, r->stream);
+        for (int64_t j = 0; j < part; j++) {
+            const int64_t set = l.set + (l.one_set ? 0 : j);
+            const real    factor = r->rstd[set] * gamma[j];
+            m->param[0][done + j] = r->mean[set];
+            m->param[1][done + j] = factor;
+            m->param[2][done + j] = beta[j] - r->mean_lo[set] * factor;
+        }
     }
 }
 
-/* hw = 1: n elements from `at`, each of a channel of its own. */
-static void normalize_flat(const struct channelnorm_forward_run *r, int64_t set, int64_t channel, int64_t at, int64_t n)
+static void apply_bundle(const struct channelnorm_forward_run *r, const struct bundle *b, bool next)
 {
-    const struct channelnorm_forward *p = r->p;
-    const wf_dtype dtype = p->shape.x_dtype, w_dtype = p->shape.w_dtype;
-    const real     mean = r->mean[set], mean_lo = r->mean_lo[set], rstd = r->rstd[set];
-    for (int64_t done = 0; done < n; done += TILE) {
-        const int64_t part = min64(TILE, n - done);
-        real          x_buffer[TILE], y_buffer[TILE], gamma_buffer[TILE], beta_buffer[TILE];
-        const real   *x = load(p->x, dtype, at + done, part, x_buffer);
-        const real   *gamma = load_parameter(p->gamma, w_dtype, channel + done, part, 1, gamma_buffer);
-        const real   *beta = load_parameter(p->beta, w_dtype, channel + done, part, 0, beta_buffer);
-        real         *y = store_target(p->y, dtype, at + done, r->stream, y_buffer);
-        SIMD
-        for (int64_t i = 0; i < part; i++)
-            y[i] = ((x[i] - mean) - mean_lo) * (rstd * gamma[i]) + beta[i];
-        store(p->y, dtype, at + done, y, part, r->stream);
-    }
+    struct line_map m;
+    m.formula = NORMALIZE;
+    m.in[0] = r->p->x;
+    m.out = r->p->y;
+    m.stream = r->stream;
+    map_bundle(&r->g, b, &m, forward_lines, r, next);
 }
 
 static void channels_first_apply(const void *arg, int64_t set, int64_t segment)
 {
     const struct channelnorm_forward_run *r = arg;
-    const int64_t                         hw = r->g.s.hw;
-    const struct lines                    lines = lines_of(&r->g, set);
-    int64_t                               begin, end;
-    segment_range(&r->g, segment, &begin, &end);
-    if (hw == 1)
-        normalize_flat(r, set, (lines.first + begin) % r->g.s.c, lines.first + begin, end - begin);
-    for (int64_t line = begin / hw; hw > 1 && line * hw < end; line++) {
-        const int64_t number = lines.first + line * lines.step;
-        const int64_t from = line * hw > begin ? 0 : begin - line * hw, to = min64(hw, end - line * hw);
-        normalize_line(r, set, number % r->g.s.c, number * hw + from, to - from);
+    const struct bundle                   b = segment_of(&r->g, set, segment);
+    apply_bundle(r, &b, false);
+    stream_fence(r->stream);
+}
+
+/* ---- the plan --------------------------------------------------------------------------------------------------- */
+
+/* Sets from reduce to apply, a bundle at a time. */
+static void channels_first_bundles(void *arg, int64_t begin, int64_t end)
+{
+    const struct channelnorm_forward_run *r = arg;
+    const int64_t                         most = bundle_sets(&r->g, size_of(r->g.s.x_dtype));
+    for (int64_t set = begin, sets; set < end; set += sets) {
+        struct columns all = {0};
+        sets = min64(most, end - set);
+        const struct bundle b = {set, sets, 0, r->g.count};
+        if (!r->p->known && r->g.count)
+            reduce_bundle(r, &b, &all);
+        if (r->p->known)
+            known_sets(r, set, sets);
+        else
+            finish_sets(r, set, sets, &all);
+        if (r->g.count)
+            apply_bundle(r, &b, end - set >= 2 * sets);
     }
     stream_fence(r->stream);
 }
@@ -103,18 +269,21 @@ static void channels_first_apply(const void *arg, int64_t set, int64_t segment)
 static void channels_first_forward_plan(struct channelnorm_forward_run *r, struct cpu_arena *arena)
 {
     r->items = ceil_div(r->g.count, SEGMENT);
-    r->part = r->p->known ? NULL : cpu_take(arena, r->g.sets * r->items, sizeof(struct moments));
+    if (!r->p->known && !whole_sets(&r->g, size_of(r->g.s.x_dtype)))
+        r->part = cpu_take(arena, r->g.sets * r->items, sizeof(struct moments));
 }
 
 static void channels_first_forward(struct channelnorm_forward_run *r, const struct cpu_run *run)
 {
-    const int64_t set_bytes = r->g.count * (int64_t)sizeof(real);
-    cpu_run_stages(run, &(struct cpu_stages){.sets = r->g.sets,
-                                             .items = r->items,
-                                             .item_bytes = min64(set_bytes, SEGMENT * (int64_t)sizeof(real)),
-                                             .reduce = r->p->known ? NULL : channels_first_reduce,
-                                             .combine = channels_first_combine,
-                                             .apply = channels_first_apply,
-                                             .arg = r,
-                                             .fused = set_bytes <= CPU_FUSED_BYTES});
+    if (whole_sets(&r->g, size_of(r->g.s.x_dtype))) {
+        cpu_parallel(run, r->g.sets, bundles_sets(&r->g, size_of(r->g.s.x_dtype)), channels_first_bundles, r);
+    } else {
+        cpu_run_stages(run, &(struct cpu_stages){.sets = r->g.sets,
+                                                 .items = r->items,
+                                                 .item_bytes = SEGMENT * size_of(r->g.s.x_dtype),
+                                                 .reduce = r->p->known ? NULL : channels_first_reduce,
+                                                 .combine = channels_first_combine,
+                                                 .apply = channels_first_apply,
+                                                 .arg = r});
+    }
 }

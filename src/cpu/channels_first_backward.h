@@ -1,22 +1,82 @@
 /* x is [n, c, hw]: backward. The sums of a line (one channel of one sample) come first; a set's averages and the
  * parameter gradients are sums of those. Included by channelnorm_cpu.c. */
 
-/* sum[0] = sum dy, sum[1] = sum dy * xhat over n elements from `at`, all of one set. */
-static void line_sums(const struct channelnorm_backward_run *r, int64_t set, int64_t at, int64_t n, real sum[2])
+static struct stats stats_of(const struct channelnorm_backward_run *r, int64_t set)
 {
-    const struct channelnorm_backward *p = r->p;
-    if (n > TILE) {
-        const int64_t left = tree_split(n, TILE);
+    return (struct stats){given(r->p->mean, set), given(r->p->mean_lo, set), given(r->p->rstd, set)};
+}
+
+/* ---- reduce ----------------------------------------------------------------------------------------------------- */
+
+/* sum[0] = sum dy, sum[1] = sum dy * (x - mean) * rstd over n <= LEAF elements from `at`. */
+INLINE void leaf_products(wf_dtype dtype, const struct channelnorm_backward *p, int64_t at, int64_t n, vector mean,
+                          vector rstd, real sum[2])
+{
+    const int64_t size = size_of(dtype);
+    const char   *x = at_element(p->x, dtype, at), *dy = at_element(p->dy, dtype, at);
+    struct lanes  s1 = lanes_fill(0), s2 = lanes_fill(0);
+    for (; n >= SWATH; n -= SWATH, x += SWATH * size, dy += SWATH * size)
+        for (int k = 0; k < VECTORS; k++) {
+            vector g[4], gx[4];
+            for (int j = 0; j < 4; j++) {
+                const int64_t i = (j * LANES + k * WIDTH) * size;
+                g[j] = vector_load(dtype, dy + i);
+                gx[j] = g[j] * ((vector_load(dtype, x + i) - mean) * rstd);
+            }
+            s1.v[k] += (g[0] + g[1]) + (g[2] + g[3]);
+            s2.v[k] += (gx[0] + gx[1]) + (gx[2] + gx[3]);
+        }
+    for (; n > 0; n -= LANES, x += LANES * size, dy += LANES * size)
+        for (int k = 0; k < VECTORS; k++) {
+            const int64_t left = n - k * WIDTH, i = k * WIDTH * size;
+            vector        g, d;
+            if (left >= WIDTH) {
+                g = vector_load(dtype, dy + i);
+                d = vector_load(dtype, x + i) - mean;
+            } else if (left > 0) {
+                g = vector_load_part(dtype, dy + i, left);
+                d = vector_first(vector_load_part(dtype, x + i, left) - mean, left);
+            } else {
+                break;
+            }
+            s1.v[k] += g;
+            s2.v[k] += g * (d * rstd);
+        }
+    sum[0] = lanes_sum(s1);
+    sum[1] = lanes_sum(s2);
+}
+
+/* sum[0] = sum dy, sum[1] = sum dy * xhat over n elements from `at`, all of one line. What mean_lo adds to xhat is the
+ * same for all. */
+static void line_sums(const struct channelnorm_backward *p, const struct stats *s, int64_t at, int64_t n, real sum[2])
+{
+    if (n > LEAF) {
+        const int64_t left = tree_split(n, LEAF);
         real          right[2];
-        line_sums(r, set, at, left, sum);
-        line_sums(r, set, at + left, n - left, right);
+        line_sums(p, s, at, left, sum);
+        line_sums(p, s, at + left, n - left, right);
         sum[0] += right[0];
         sum[1] += right[1];
         return;
     }
-    real         x_buffer[TILE], dy_buffer[TILE];
-    const real  *x = load(p->x, p->shape.x_dtype, at, n, x_buffer), *dy = load(p->dy, p->shape.x_dtype, at, n, dy_buffer);
-    tile_products(x, dy, NULL, n, (struct stats){given(p->mean, set), given(p->mean_lo, set), given(p->rstd, set)}, sum);
+    FOR_DTYPE(p->shape.x_dtype, leaf_products, p, at, n, vector_fill(s->mean), vector_fill(s->rstd), sum);
+    sum[1] -= s->mean_lo * s->rstd * sum[0];
+}
+
+/* The sums of the lines of whole sets, in the order of memory. */
+static void bundle_sums(const struct channelnorm_backward_run *r, const struct bundle *b)
+{
+    const struct lines lines = lines_of(&r->g, b->set);
+    const int64_t      neighbors = lines.step > 1 ? b->sets : b->sets * lines.count;
+    for (int64_t far = 0; far < (lines.step > 1 ? lines.count : 1); far++)
+        for (int64_t near = 0; near < neighbors; near++) {
+            const int64_t      line = lines.first + far * lines.step + near;
+            const struct stats s = stats_of(r, b->set + (lines.step > 1 ? near : near / lines.count));
+            real               sum[2];
+            line_sums(r->p, &s, line * r->g.s.hw, r->g.s.hw, sum);
+            r->dy_sum[line] = sum[0];
+            r->dyx_sum[line] = sum[1];
+        }
 }
 
 /* Item of a set -> one segment of one line. */
@@ -33,9 +93,10 @@ static void item_line(const struct channelnorm_backward_run *r, int64_t set, int
 static void channels_first_backward_reduce(const void *arg, int64_t set, int64_t item)
 {
     const struct channelnorm_backward_run *r = arg;
+    const struct stats                     s = stats_of(r, set);
     int64_t                                number, begin, n;
     item_line(r, set, item, &number, &begin, &n);
-    line_sums(r, set, number * r->g.s.hw + begin, n, r->part + (set * r->items + item) * 2);
+    line_sums(r->p, &s, number * r->g.s.hw + begin, n, r->part + (set * r->items + item) * 2);
 }
 
 static void channels_first_backward_combine(const void *arg, int64_t set)
@@ -49,37 +110,74 @@ static void channels_first_backward_combine(const void *arg, int64_t set)
         r->dy_sum[lines.first + line * lines.step] = sum[0];
         r->dyx_sum[lines.first + line * lines.step] = sum[1];
     }
-    combine_sums(r, set);
+    combine_sums(r, set, 1);
 }
 
-static void channels_first_backward_apply(const void *arg, int64_t set, int64_t item)
+/* ---- apply ------------------------------------------------------------------------------------------------------ */
+
+static void backward_lines(const void *arg, int64_t line, int64_t n, struct line_map *m)
 {
     const struct channelnorm_backward_run *r = arg;
     const struct channelnorm_backward     *p = r->p;
-    const wf_dtype                         dtype = p->shape.x_dtype;
-    int64_t                                number, begin, n;
-    item_line(r, set, item, &number, &begin, &n);
-    const real mean = given(p->mean, set), mean_lo = given(p->mean_lo, set), rstd = given(p->rstd, set);
-    const real gamma = load_one(p->gamma, p->shape.w_dtype, number % r->g.s.c, 1);
-    const real k1 = p->frozen ? 0 : r->k1[set], k2 = p->frozen ? 0 : r->k2[set];
-    for (int64_t done = 0; done < n; done += TILE) {
-        const int64_t at = number * r->g.s.hw + begin + done, part = min64(TILE, n - done);
-        real          x_buffer[TILE], dy_buffer[TILE], dx_buffer[TILE];
-        const real   *dy = load(p->dy, dtype, at, part, dy_buffer);
-        const real   *x = p->frozen ? NULL : load(p->x, dtype, at, part, x_buffer);
-        real         *dx = store_target(p->dx, dtype, at, r->stream, dx_buffer);
-        if (p->frozen) {
-            SIMD
-            for (int64_t i = 0; i < part; i++)
-                dx[i] = rstd * (gamma * dy[i]);
-        } else {
-            SIMD
-            for (int64_t i = 0; i < part; i++) {
-                const real xhat = ((x[i] - mean) - mean_lo) * rstd;
-                dx[i] = rstd * ((gamma * dy[i] - k1) - xhat * k2);
+    const real *mean = p->mean, *mean_lo = p->mean_lo, *rstd = p->rstd;
+    for (int64_t done = 0, part; done < n; done += part) {
+        const struct line_sets l = line_sets_of(&r->g, line + done, n - done);
+        real                   buffer[MAP_LINES];
+        const real            *gamma = load_parameter(p->gamma, p->shape.w_dtype, l.channel, l.lines, 1, buffer);
+        part = l.lines;
+        SIMD
+        for (int64_t j = 0; j < part; j++) {
+            const int64_t set = l.set + (l.one_set ? 0 : j);
+            const real    factor = rstd[set] * gamma[j];
+            if (p->frozen) {
+                m->param[0][done + j] = factor;
+            } else {
+                const real slope = rstd[set] * r->k2[set], lo = mean_lo ? mean_lo[set] : 0;
+                m->param[0][done + j] = mean[set];
+                m->param[1][done + j] = rstd[set];
+                m->param[2][done + j] = factor;
+                m->param[3][done + j] = rstd[set] * r->k1[set] - lo * rstd[set] * slope;
+                m->param[4][done + j] = slope;
             }
         }
-        store(p->dx, dtype, at, dx, part, r->stream);
+    }
+}
+
+static void backward_apply_bundle(const struct channelnorm_backward_run *r, const struct bundle *b, bool next)
+{
+    struct line_map m;
+    m.formula = r->p->frozen ? SCALE : GRADIENT;
+    m.in[0] = r->p->frozen ? r->p->dy : r->p->x;
+    m.in[1] = r->p->dy;
+    m.out = r->p->dx;
+    m.stream = r->stream;
+    map_bundle(&r->g, b, &m, backward_lines, r, next);
+}
+
+static void channels_first_backward_apply(const void *arg, int64_t set, int64_t segment)
+{
+    const struct channelnorm_backward_run *r = arg;
+    const struct bundle                    b = segment_of(&r->g, set, segment);
+    backward_apply_bundle(r, &b, false);
+    stream_fence(r->stream);
+}
+
+/* ---- the plan --------------------------------------------------------------------------------------------------- */
+
+/* Sets from reduce to apply, a bundle at a time. */
+static void channels_first_backward_bundles(void *arg, int64_t begin, int64_t end)
+{
+    const struct channelnorm_backward_run *r = arg;
+    const int64_t                          most = bundle_sets(&r->g, 2 * size_of(r->g.s.x_dtype));
+    for (int64_t set = begin, sets; set < end; set += sets) {
+        sets = min64(most, end - set);
+        const struct bundle b = {set, sets, 0, r->g.count};
+        if (r->summed) {
+            bundle_sums(r, &b);
+            combine_sums(r, set, sets);
+        }
+        if (r->p->dx)
+            backward_apply_bundle(r, &b, end - set >= 2 * sets);
     }
     stream_fence(r->stream);
 }
@@ -88,18 +186,29 @@ static void channels_first_backward_plan(struct channelnorm_backward_run *r, str
 {
     const int64_t lines = r->g.s.across_batch ? r->g.s.n : r->g.group_channels;
     r->items = lines * ceil_div(r->g.s.hw, SEGMENT);
-    r->part = cpu_take(arena, r->g.sets * r->items * 2, sizeof(real));
+    if (!whole_sets(&r->g, 2 * size_of(r->g.s.x_dtype)))
+        r->part = cpu_take(arena, r->g.sets * r->items * 2, sizeof(real));
 }
 
 static void channels_first_backward(struct channelnorm_backward_run *r, const struct cpu_run *run)
 {
-    const int64_t value_bytes = 2 * (int64_t)sizeof(real);
-    cpu_run_stages(run, &(struct cpu_stages){.sets = r->g.sets,
-                                             .items = r->items,
-                                             .item_bytes = min64(r->g.s.hw, SEGMENT) * value_bytes,
-                                             .reduce = r->summed ? channels_first_backward_reduce : NULL,
-                                             .combine = r->summed ? channels_first_backward_combine : NULL,
-                                             .apply = r->p->dx ? channels_first_backward_apply : NULL,
-                                             .arg = r,
-                                             .fused = r->g.count * value_bytes <= CPU_FUSED_BYTES});
+    const int64_t value_bytes = 2 * size_of(r->g.s.x_dtype);
+    struct cpu_stages stages = {.sets = r->g.sets, .arg = r};
+    if (whole_sets(&r->g, value_bytes)) {
+        cpu_parallel(run, r->g.sets, bundles_sets(&r->g, value_bytes), channels_first_backward_bundles, r);
+        return;
+    }
+    stages.items = r->items;
+    stages.item_bytes = min64(r->g.s.hw, SEGMENT) * value_bytes;
+    stages.reduce = channels_first_backward_reduce;
+    stages.combine = channels_first_backward_combine;
+    if (r->summed)
+        cpu_run_stages(run, &stages);
+    stages.items = ceil_div(r->g.count, SEGMENT);
+    stages.item_bytes = SEGMENT * value_bytes;
+    stages.reduce = NULL;
+    stages.combine = NULL;
+    stages.apply = channels_first_backward_apply;
+    if (r->p->dx)
+        cpu_run_stages(run, &stages);
 }

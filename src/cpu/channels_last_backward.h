@@ -1,61 +1,69 @@
 /* x is [n, hw, c]: backward. The sums of a column over a sample's rows come first, block by block; then as in
  * channels_first_backward.h. Included by channelnorm_cpu.c. */
 
-/* What a tile's columns are normalized with. */
-struct columns_stats {
-    real mean[COLUMNS], mean_lo[COLUMNS], rstd[COLUMNS];
-};
-
-static void spread_stats(const struct channelnorm_backward_run *r, const struct columns_tile *t, int64_t sample,
-                         struct columns_stats *s)
+/* SWEPT_ROWS wide rows at once: WIDTH columns from the i-th of n. */
+INLINE void sweep_row_products(wf_dtype dtype, const char *x, const char *dy, int64_t step, int64_t i, int64_t n,
+                               const real *mean, const real *rstd, real *dy_sum, real *dyx_sum)
 {
-    spread(&r->g, t, sample, r->p->mean, s->mean);
-    spread(&r->g, t, sample, r->p->mean_lo, s->mean_lo);
-    spread(&r->g, t, sample, r->p->rstd, s->rstd);
+    vector g[SWEPT_ROWS], gx[SWEPT_ROWS];
+    for (int k = 0; k < SWEPT_ROWS; k++) {
+        __builtin_prefetch(x + (k + SWEPT_ROWS) * step + i * size_of(dtype));
+        __builtin_prefetch(dy + (k + SWEPT_ROWS) * step + i * size_of(dtype));
+        g[k] = load_wide(dtype, dy + k * step, i, n);
+        gx[k] = g[k] * (deviation(load_wide(dtype, x + k * step, i, n), mean, NULL, i) * vector_load(REAL_DTYPE, rstd + i));
+    }
+    add_to(dy_sum + i, (g[0] + g[1]) + (g[2] + g[3]));
+    add_to(dyx_sum + i, (gx[0] + gx[1]) + (gx[2] + gx[3]));
 }
 
-/* sum dy and sum dy * xhat of each column over n rows from `row`. */
-static void columns_products(const struct channelnorm_backward_run *r, const struct columns_tile *t,
-                             const struct columns_stats *s, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
+/* sum dy and sum dy * (x - mean) * rstd of each column over n rows from `row`. */
+INLINE void sweep_products(wf_dtype dtype, const struct channelnorm_backward *p, const struct columns_tile *t,
+                           const real *mean, const real *rstd, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
 {
-    static const real zeros[COLUMNS];
-    if (n > leaf_rows(t->fold)) {
-        real          right[2][COLUMNS];
-        const int64_t left = tree_split(n, leaf_rows(t->fold));
-        columns_products(r, t, s, row, left, dy_sum, dyx_sum);
-        columns_products(r, t, s, row + left, n - left, right[0], right[1]);
-        SIMD
-        for (int64_t j = 0; j < t->width; j++) {
-            dy_sum[j] += right[0][j];
-            dyx_sum[j] += right[1][j];
+    const int64_t all = t->fold * t->width, step = t->fold * t->c * size_of(dtype), whole = all / WIDTH * WIDTH;
+    const char   *x = at_element(p->x, dtype, row * t->c + t->col), *dy = at_element(p->dy, dtype, row * t->c + t->col);
+    fill(dy_sum, all, 0);
+    fill(dyx_sum, all, 0);
+    for (; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step, dy += SWEPT_ROWS * step) {
+        for (int64_t i = 0; i < whole; i += WIDTH)
+            sweep_row_products(dtype, x, dy, step, i, whole, mean, rstd, dy_sum, dyx_sum);
+        if (whole < all)
+            sweep_row_products(dtype, x, dy, step, whole, all, mean, rstd, dy_sum, dyx_sum);
+    }
+    for (; n > 0; n -= t->fold, x += step, dy += step) {
+        const int64_t part = min64(n, t->fold) * t->width;
+        for (int64_t i = 0; i < part; i += WIDTH) {
+            const vector d = deviation(load_wide(dtype, x, i, part), mean, NULL, i), g = load_wide(dtype, dy, i, part);
+            add_to(dy_sum + i, g);
+            add_to(dyx_sum + i,
+                   vector_first(g * (d * vector_load(REAL_DTYPE, rstd + i)), min64(part - i, WIDTH)));
         }
+    }
+    add_folds(dy_sum, t);
+    add_folds(dyx_sum, t);
+}
+
+static void columns_products(const struct channelnorm_backward *p, const struct columns_tile *t, const real *mean,
+                             const real *rstd, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
+{
+    real sum[2][WIDE + WIDTH];
+    if (n <= leaf_rows(t->fold)) {
+        FOR_DTYPE(t->dtype, sweep_products, p, t, mean, rstd, row, n, sum[0], sum[1]);
+        memcpy(dy_sum, sum[0], (size_t)t->width * sizeof(real));
+        memcpy(dyx_sum, sum[1], (size_t)t->width * sizeof(real));
         return;
     }
-    const int64_t all = t->fold * t->width, wide_rows = ceil_div(n, t->fold);
-    real          buffer[2 * SWEPT_ROWS][COLUMNS], sum[2][COLUMNS];
-    fill(sum[0], all, 0);
-    fill(sum[1], all, 0);
-    for (int64_t wide = 0; wide < wide_rows; wide += SWEPT_ROWS) {
-        const real *x[SWEPT_ROWS], *dy[SWEPT_ROWS];
-        for (int k = 0; k < SWEPT_ROWS; k++) {
-            x[k] = load_wide(t, r->p->x, row, n, wide + k, s->mean, buffer[2 * k]);
-            dy[k] = load_wide(t, r->p->dy, row, n, wide + k, zeros, buffer[2 * k + 1]);
-        }
-        SIMD
-        for (int64_t i = 0; i < all; i++) {
-            real a[SWEPT_ROWS];
-            for (int k = 0; k < SWEPT_ROWS; k++)
-                a[k] = dy[k][i] * (((x[k][i] - s->mean[i]) - s->mean_lo[i]) * s->rstd[i]);
-            sum[0][i] += (dy[0][i] + dy[1][i]) + (dy[2][i] + dy[3][i]);
-            sum[1][i] += (a[0] + a[1]) + (a[2] + a[3]);
-        }
+    const int64_t left = tree_split(n, leaf_rows(t->fold));
+    columns_products(p, t, mean, rstd, row, left, dy_sum, dyx_sum);
+    columns_products(p, t, mean, rstd, row + left, n - left, sum[0], sum[1]);
+    SIMD
+    for (int64_t j = 0; j < t->width; j++) {
+        dy_sum[j] += sum[0][j];
+        dyx_sum[j] += sum[1][j];
     }
-    add_folds(sum[0], t);
-    add_folds(sum[1], t);
-    memcpy(dy_sum, sum[0], (size_t)t->width * sizeof(real));
-    memcpy(dyx_sum, sum[1], (size_t)t->width * sizeof(real));
 }
 
+/* What mean_lo adds to xhat is the same for all of a column. */
 static void channels_last_backward_reduce(const void *arg, int64_t sample, int64_t item)
 {
     const struct channelnorm_backward_run *r = arg;
@@ -63,9 +71,17 @@ static void channels_last_backward_reduce(const void *arg, int64_t sample, int64
     real         *part = r->part + (sample * r->items + item) * 2 * c;
     for (int64_t tile = 0; tile < last_tiles(&r->g); tile++) {
         const struct columns_tile t = columns_tile_of(&r->g, tile);
-        struct columns_stats      s;
-        spread_stats(r, &t, sample, &s);
-        columns_products(r, &t, &s, sample * rows + first, min64(item_rows, rows - first), part + t.col, part + c + t.col);
+        real                      mean[WIDE + WIDTH], mean_lo[COLUMNS], rstd[WIDE + WIDTH];
+        real                     *dy_sum = part + t.col, *dyx_sum = part + c + t.col;
+        spread(&r->g, &t, sample, r->p->mean, mean);
+        spread(&r->g, &t, sample, r->p->mean_lo, mean_lo);
+        spread(&r->g, &t, sample, r->p->rstd, rstd);
+        repeat(mean, &t);
+        repeat(rstd, &t);
+        columns_products(r->p, &t, mean, rstd, sample * rows + first, min64(item_rows, rows - first), dy_sum, dyx_sum);
+        SIMD
+        for (int64_t j = 0; j < t.width; j++)
+            dyx_sum[j] -= mean_lo[j] * rstd[j] * dy_sum[j];
     }
 }
 
@@ -79,8 +95,8 @@ static void channels_last_backward_combine(const void *arg, int64_t sample)
         row_sum_tree(part + col, r->items, 2 * c, n, r->dy_sum + sample * c + col);
         row_sum_tree(part + c + col, r->items, 2 * c, n, r->dyx_sum + sample * c + col);
     }
-    for (int64_t set = sample * sets; set < (sample + 1) * sets; set++)
-        combine_sums(r, set);
+    for (int64_t set = 0; set < sets; set += COLUMNS)
+        combine_sums(r, sample * sets + set, min64(COLUMNS, sets - set));
 }
 
 static void channels_last_backward_apply(const void *arg, int64_t sample, int64_t item)
@@ -88,33 +104,31 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
     const struct channelnorm_backward_run *r = arg;
     const struct channelnorm_backward     *p = r->p;
     const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
-    const int64_t n = min64(item_rows, rows - first);
-    real          gamma[COLUMNS], k1[COLUMNS], k2[COLUMNS], x_buffer[COLUMNS], dy_buffer[COLUMNS], dx_buffer[COLUMNS];
-    for (int64_t tile = 0; tile < last_tiles(&r->g); tile++) {
-        const struct columns_tile t = columns_tile_of(&r->g, tile);
-        struct columns_stats      s;
-        spread_stats(r, &t, sample, &s);
+    for (int64_t col = 0; col < r->g.s.c; col += WIDE) {
+        const struct columns_tile t = wide_tile_of(&r->g, col);
+        struct column_map         m;
+        real                      buffer[WIDE], mean[WIDE], mean_lo[WIDE], rstd[WIDE], k1[WIDE], k2[WIDE];
+        const real               *gamma = load_parameter(p->gamma, p->shape.w_dtype, col, t.width, 1, buffer);
+        spread(&r->g, &t, sample, p->mean, mean);
+        spread(&r->g, &t, sample, p->mean_lo, mean_lo);
+        spread(&r->g, &t, sample, p->rstd, rstd);
         spread(&r->g, &t, sample, p->frozen ? NULL : r->k1, k1);
         spread(&r->g, &t, sample, p->frozen ? NULL : r->k2, k2);
-        spread_parameter(&p->shape, &t, p->gamma, 1, gamma);
-        for (int64_t row = 0; row < n; row += t.fold) {
-            const int64_t at = (sample * rows + first + row) * t.c + t.col, count = min64(t.fold, n - row) * t.width;
-            const real   *dy = load(p->dy, t.dtype, at, count, dy_buffer);
-            const real   *x = p->frozen ? NULL : load(p->x, t.dtype, at, count, x_buffer);
-            real         *dx = store_target(p->dx, t.dtype, at, r->stream, dx_buffer);
-            if (p->frozen) {
-                SIMD
-                for (int64_t i = 0; i < count; i++)
-                    dx[i] = s.rstd[i] * (gamma[i] * dy[i]);
-            } else {
-                SIMD
-                for (int64_t i = 0; i < count; i++) {
-                    const real xhat = ((x[i] - s.mean[i]) - s.mean_lo[i]) * s.rstd[i];
-                    dx[i] = s.rstd[i] * ((gamma[i] * dy[i] - k1[i]) - xhat * k2[i]);
-                }
-            }
-            store(p->dx, t.dtype, at, dx, count, r->stream);
+        m.formula = p->frozen ? SCALE : GRADIENT;
+        m.in[0] = p->frozen ? p->dy : p->x;
+        m.in[1] = p->dy;
+        m.out = p->dx;
+        m.stream = r->stream;
+        SIMD
+        for (int64_t j = 0; j < t.width; j++) {
+            const real slope = rstd[j] * k2[j];
+            m.param[0][j] = p->frozen ? rstd[j] * gamma[j] : mean[j];
+            m.param[1][j] = rstd[j];
+            m.param[2][j] = rstd[j] * gamma[j];
+            m.param[3][j] = rstd[j] * k1[j] - mean_lo[j] * rstd[j] * slope;
+            m.param[4][j] = slope;
         }
+        map_rows(&m, &t, sample * rows + first, min64(item_rows, rows - first));
     }
     stream_fence(r->stream);
 }
@@ -127,7 +141,7 @@ static void channels_last_backward_plan(struct channelnorm_backward_run *r, stru
 
 static void channels_last_backward(struct channelnorm_backward_run *r, const struct cpu_run *run)
 {
-    const int64_t samples = last_samples(&r->g), row_bytes = 2 * r->g.s.c * (int64_t)sizeof(real);
+    const int64_t samples = last_samples(&r->g), row_bytes = 2 * r->g.s.c * size_of(r->g.s.x_dtype);
     cpu_run_stages(run, &(struct cpu_stages){.sets = samples,
                                              .items = r->items,
                                              .item_bytes = row_bytes * min64(last_item_rows(&r->g), last_rows(&r->g)),
@@ -135,5 +149,5 @@ static void channels_last_backward(struct channelnorm_backward_run *r, const str
                                              .combine = r->summed ? channels_last_backward_combine : NULL,
                                              .apply = r->p->dx ? channels_last_backward_apply : NULL,
                                              .arg = r,
-                                             .fused = samples > 1 && row_bytes * last_rows(&r->g) <= CPU_FUSED_BYTES});
+                                             .fused = whole_samples(&r->g, row_bytes)});
 }
