@@ -319,15 +319,22 @@ struct pair {
 };
 enum { PAIR = 2 * WIDTH };
 
+/* Element k of two vectors, taken by turns, and back. */
 #if VECTOR_SIZE == 64
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
 #define ODD  1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define LOW  0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif VECTOR_SIZE == 32
 #define EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define ODD  1, 3, 5, 7, 9, 11, 13, 15
+#define LOW  0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH 4, 12, 5, 13, 6, 14, 7, 15
 #else
 #define EVEN 0, 2, 4, 6
 #define ODD  1, 3, 5, 7
+#define LOW  0, 4, 1, 5
+#define HIGH 2, 6, 3, 7
 #endif
 
 INLINE struct pair pair_reorder(wf_dtype dtype, wf_dtype order, struct pair p)
@@ -391,6 +398,18 @@ INLINE void pair_stream(wf_dtype dtype, char *to, struct pair p)
     vector_stream(dtype, to + WIDTH * size_of(dtype), p.b);
 }
 
+/* From order to the order of the arithmetic type. */
+INLINE struct pair pair_natural(wf_dtype order, struct pair p)
+{
+#if REAL_SIZE == 4
+    if (order == WF_BF16)
+        return (struct pair){__builtin_shufflevector(p.a, p.b, LOW), __builtin_shufflevector(p.a, p.b, HIGH)};
+#else
+    (void)order;
+#endif
+    return p;
+}
+
 /* The first n <= PAIR values, then zeros. */
 INLINE struct pair pair_load_part(wf_dtype dtype, wf_dtype order, const char *from, int64_t n)
 {
@@ -439,6 +458,11 @@ INLINE struct pair pair_minus(struct pair p, real value)
 INLINE struct pair pair_product(struct pair p, struct pair q)
 {
     return (struct pair){p.a * q.a, p.b * q.b};
+}
+
+INLINE struct pair pair_sum(struct pair p, struct pair q)
+{
+    return (struct pair){p.a + q.a, p.b + q.b};
 }
 
 INLINE struct pair pair_tree(const struct pair p[4])
