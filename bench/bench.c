@@ -191,8 +191,9 @@ static const char *check_options(const Options *o)
     if (!known)
         return "--dir is forward, train, infer or backward";
     for (const char *name = o->peer_names; name; name = strchr(name, ',') ? strchr(name, ',') + 1 : NULL) {
+        const size_t length = strcspn(name, ",");
         int i = 0;
-        while (all_peers[i] && strncmp(all_peers[i]->name, name, strcspn(name, ",")))
+        while (all_peers[i] && (strlen(all_peers[i]->name) != length || memcmp(all_peers[i]->name, name, length)))
             i++;
         if (!all_peers[i])
             return "--peers: no peer of that name";

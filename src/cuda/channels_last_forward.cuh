@@ -19,6 +19,10 @@ enum {
     MERGED_BY_WARP = 256,   /* parts of a set, at most */
 };
 
+template <class R> struct Coefficients {
+    R mean, mean_lo, factor, shift;
+};
+
 template <class T> struct Forward : Sets<T> {
     using typename Sets<T>::R;
     Matrix  m, applied;
@@ -42,17 +46,13 @@ template <class T> struct Forward : Sets<T> {
         return first * group_channels + part * m.tile_cols * rows;
     }
 
-    struct Coefficients {
-        R mean, mean_lo, factor, shift;
-    };
-
     WF_ON_DEVICE R known_rstd(int64_t channel) const
     {
         const moments_of<R> of = {0, 0, dev::load(this->running_var_in, channel), 0};
         return moments_rstd(of, 1, this->eps);
     }
 
-    WF_ON_DEVICE Coefficients coefficients(int64_t sample, int64_t column) const
+    WF_ON_DEVICE Coefficients<R> coefficients(int64_t sample, int64_t column) const
     {
         const int64_t channel = applied.by_c.remainder(column);
         Stats<R>      s;
@@ -106,17 +106,17 @@ template <class T, class S, int V> struct Chunk {
 
     WF_ON_DEVICE int valid(int k) const { return k < whole ? V : k == whole ? rest : 0; }
 
-    template <bool Stream, class P> WF_ON_DEVICE void load(const P &p, int64_t sample, int64_t chunk, int64_t tile)
+    template <bool Stream, class P>
+    WF_ON_DEVICE void load(const P &p, int64_t sample, int64_t chunk, const Matrix::Columns &columns)
     {
-        const int64_t column = p.m.begin(tile) + threadIdx.x % S::LANES * V;
+        const int64_t column = columns.begin + threadIdx.x % S::LANES * V;
         const int64_t first = (chunk * S::CHUNK + threadIdx.x / S::LANES) * p.m.width + column;
-        const int64_t left = column < p.m.end(tile) ? p.m.size - first : 0;
+        const int64_t left = column < columns.end ? p.m.size - first : 0;
         at = sample * p.m.size + first;
         stride = S::ROWS * p.m.width;
-        whole = 0;
-#pragma unroll
-        for (int k = 0; k < S::HELD; k++)
-            whole += left >= k * stride + V;
+        whole = S::HELD;
+        while (whole > 0 && left < (whole - 1) * stride + V)
+            whole--;
         rest = (int)smallest<int64_t>(V, left - whole * stride);
         rest = rest < 0 ? 0 : rest;
 #pragma unroll
@@ -242,9 +242,12 @@ template <class S, class R> struct AcrossSet {
                 own[n * S::COLS + S::column(t)] = results[n];
             __syncthreads();
             for (int n = 0; n < N && t < S::COLS; n++) {
-                results[n] = own[n * S::COLS + first];
-                for (int i = 1; i < channels * folds; i++)
-                    results[n] = together(results[n], R(own[n * S::COLS + first + i / channels * stride + i % channels]));
+                R all = own[n * S::COLS + first];
+                for (int fold = 0; fold < folds; fold++)
+#pragma unroll 4
+                    for (int i = fold ? 0 : 1; i < channels; i++)
+                        all = together(all, R(own[n * S::COLS + first + fold * stride + i]));
+                results[n] = all;
             }
         }
         if (!clustered)
@@ -274,12 +277,13 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_moments__til
     for (int64_t i = blockIdx.x; i < p.m.samples * p.m.chunks * p.m.tiles; i += gridDim.x) {
         const int64_t  of_tiles = p.m.by_tiles.quotient(i), tile = i - of_tiles * p.m.tiles;
         const int64_t  sample = p.m.by_chunks.quotient(of_tiles), chunk = of_tiles - sample * p.m.chunks;
-        const int64_t  begin = p.m.begin(tile), column = begin + S::column(threadIdx.x), end = p.m.end(tile);
-        const bool     present = threadIdx.x < S::COLS && column < end;
+        const auto     of_tile = p.m.columns(tile);
+        const int64_t  column = of_tile.begin + S::column(threadIdx.x);
+        const bool     present = threadIdx.x < S::COLS && column < of_tile.end;
         Chunk<T, S, V> x;
-        x.template load<false>(p, sample, chunk, tile);
+        x.template load<false>(p, sample, chunk, of_tile);
         int       used = 0;
-        const int unit = (int)smallest(p.group_channels, end - begin); /* channels of a set */
+        const int unit = (int)smallest(p.group_channels, of_tile.end - of_tile.begin); /* channels of a set */
         const int in_fold = (int)(p.m.fold > 1 && present ? p.m.by_c.remainder(column) : S::column(threadIdx.x));
         const int first = present ? in_fold / unit * unit : 0;
         const int count = (int)((p.m.rows_before(chunk + 1) - p.m.rows_before(chunk)) * unit);
@@ -292,51 +296,86 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_moments__til
 
 /* ---- apply ------------------------------------------------------------------------------------------------------- */
 
-/* A block per run of rows of a tile, the last first: L2 has the latest. */
+/* What y of a thread's columns is made with: y = ((x - a[0]) - a[1]) * a[2] + a[3]. Shared memory has it of column(t) in
+ * element t of each of four rows. */
+template <class S, class R, int V> struct Applied {
+    R a[4][V];
+
+    static WF_ON_DEVICE void keep(dev::shared<R> columns, const Coefficients<R> &c)
+    {
+        const R of_column[4] = {c.mean, c.mean_lo, c.factor, c.shift};
+        for (int k = 0; k < 4; k++)
+            columns[k * S::COLS + threadIdx.x] = of_column[k];
+    }
+
+    WF_ON_DEVICE void load(dev::shared<R> columns)
+    {
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                a[k][j] = columns[k * S::COLS + j * S::LANES + threadIdx.x % S::LANES];
+    }
+
+    template <class P, class T>
+    WF_ON_DEVICE void write(const P &p, int64_t at, int valid, const dev::vec<T, V> &packed) const
+    {
+        R x[V], y[V];
+        unpack(packed, x);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            y[j] = multiply_add((x[j] - a[0][j]) - a[1][j], a[2][j], a[3][j]);
+        store_reals<true>(p.y, at, valid, p.y_wide, y);
+    }
+};
+
+/* A block per run of rows of a tile, the last first: L2 has the latest. The first rows are on their way while a thread for each
+ * column finds out what y is made with. */
 template <class T, int V>
 __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles(Forward<T> p)
 {
     using R = real_of<T>;
     using S = Tile<T, V, TILE_SIZE>;
+    WF_SHARED(R, columns, 4 * S::COLS);
     for (int64_t left = p.applied.samples * p.runs * p.applied.tiles - blockIdx.x; left > 0; left -= gridDim.x) {
         const int64_t of_tiles = p.applied.by_tiles.quotient(left - 1), tile = left - 1 - of_tiles * p.applied.tiles;
         const int64_t sample = of_tiles / p.runs, begin = of_tiles % p.runs * p.run;
         const int64_t end = smallest(p.applied.folded_rows, begin + p.run);
-        const int64_t column = tile * S::COLS + threadIdx.x % S::LANES * V, first = begin + threadIdx.x / S::LANES;
+        const int64_t column = tile * S::COLS + threadIdx.x % S::LANES * V, below = threadIdx.x / S::LANES;
         const int64_t stride = S::ROWS * p.applied.width, base = sample * p.applied.size;
-        if (column >= p.applied.width)
-            continue;
-        typename Forward<T>::Coefficients a[V];
-#pragma unroll
-        for (int j = 0; j < V; j++)
-            a[j] = p.coefficients(sample, column + j);
-        for (int64_t row = first; row < end; row += APPLIED * S::ROWS) {
-            const int64_t  at = row * p.applied.width + column;
+        const int64_t own = tile * S::COLS + S::column(threadIdx.x);
+        Applied<S, R, V> applied;
+        for (int64_t row = begin; row < end; row += APPLIED * S::ROWS) {
+            const int64_t  at = (row + below) * p.applied.width + column;
             dev::vec<T, V> packed[APPLIED];
             int            valid[APPLIED];
 #pragma unroll
             for (int k = 0; k < APPLIED; k++) {
-                const int64_t n = row + k * S::ROWS < end ? p.applied.size - at - k * stride : 0;
+                const bool    present = column < p.applied.width && row + below + k * S::ROWS < end;
+                const int64_t n = present ? p.applied.size - at - k * stride : 0;
                 valid[k] = n >= V ? V : n > 0 ? (int)n : 0;
                 packed[k] = load_packed<true, V>(p.x, base + at + k * stride, valid[k], p.x_wide);
             }
-#pragma unroll
-            for (int k = 0; k < APPLIED; k++) {
-                R x[V], y[V];
-                unpack(packed[k], x);
-#pragma unroll
-                for (int j = 0; j < V; j++)
-                    y[j] = multiply_add((x[j] - a[j].mean) - a[j].mean_lo, a[j].factor, a[j].shift);
-                store_reals<true>(p.y, base + at + k * stride, valid[k], p.y_wide, y);
+            if (row == begin) {
+                if (threadIdx.x < S::COLS && own < p.applied.width)
+                    applied.keep(columns, p.coefficients(sample, own));
+                __syncthreads();
+                applied.load(columns);
             }
+#pragma unroll
+            for (int k = 0; k < APPLIED; k++)
+                applied.write(p, base + at + k * stride, valid[k], packed[k]);
         }
-        if (p.known && p.rstd && first == 0)
-            for (int j = 0; j < V && column + j < p.applied.c; j++)
-                dev::store(p.rstd, column + j, p.known_rstd(column + j));
+        if (p.known && p.rstd && begin == 0 && threadIdx.x < S::COLS && own < p.applied.c)
+            dev::store(p.rstd, own, p.known_rstd(own));
+        __syncthreads(); /* the columns have been read */
     }
 }
 
 /* ---- on chip ----------------------------------------------------------------------------------------------------- */
+
+/* 16-bit elements: half of what is held to be read twice, as what y is made with is held too. */
+template <class T, int SIZE> using OnChip = Tile<T, vec_of<T>, SIZE, sizeof(T) == 2 ? 64 : 128>;
 
 /* A block, or a cluster, for all rows of a tile of whole sets. */
 template <class T, int SIZE>
@@ -344,7 +383,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;
-    using S = Tile<T, V, SIZE>;
+    using S = OnChip<T, SIZE>;
     WF_SHARED(R, scratch, 2 * WARPS * S::COLS);
     WF_SHARED(R, columns, S::COLS);
     WF_SHARED(R, own, 2 * S::COLS);
@@ -357,7 +396,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last
         const int64_t  channel = tile * S::COLS + S::column(threadIdx.x);
         const bool     present = threadIdx.x < S::COLS && channel < p.m.c;
         Chunk<T, S, V> x;
-        x.template load<true>(p, sample, rank, tile);
+        x.template load<true>(p, sample, rank, p.m.columns(tile));
         int                   used = 0;
         const int             channels = (int)p.group_channels, first = S::column(threadIdx.x) / channels * channels;
         const AcrossSet<S, R> across = {first, channels, 1, 0, size > 1, own, slots, &used};
@@ -367,26 +406,15 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last
             const int64_t group = p.by_group_channels.quotient(channel);
             if (rank == 0 && channel == group * p.group_channels)
                 p.keep(sample * p.groups + group, m, s);
-            const R of_channel[4] = {s.mean, s.mean_lo, s.rstd * p.gamma.load(channel, 1), p.beta.load(channel, 0)};
-            for (int k = 0; k < 4; k++)
-                coefficients[k * S::COLS + threadIdx.x] = of_channel[k];
+            const R factor = s.rstd * p.gamma.load(channel, 1), shift = p.beta.load(channel, 0);
+            Applied<S, R, V>::keep(coefficients, {s.mean, s.mean_lo, factor, shift});
         }
         __syncthreads();
-        R a[4][V];
+        Applied<S, R, V> applied;
+        applied.load(coefficients);
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-#pragma unroll
-            for (int j = 0; j < V; j++)
-                a[k][j] = coefficients[k * S::COLS + j * S::LANES + threadIdx.x % S::LANES];
-#pragma unroll
-        for (int k = 0; k < S::HELD; k++) {
-            R values[V], y[V];
-            unpack(x.packed[k], values);
-#pragma unroll
-            for (int j = 0; j < V; j++)
-                y[j] = multiply_add((values[j] - a[0][j]) - a[1][j], a[2][j], a[3][j]);
-            store_reals<true>(p.y, x.at + k * x.stride, x.valid(k), p.y_wide, y);
-        }
+        for (int k = 0; k < S::HELD; k++)
+            applied.write(p, x.at + k * x.stride, x.valid(k), x.packed[k]);
         if (size > 1)
             dev::cluster_sync(); /* the slots have been read */
         else
@@ -445,7 +473,7 @@ template <int SIZE> void on_chip_launch(const Problem &p, Run &run)
     const Geometry g = geometry_of(p);
     with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
         using T = decltype(x);
-        using S = Tile<T, vec_of<T>, SIZE>;
+        using S = OnChip<T, SIZE>;
         const Matrix   m = matrix_of<S>(g, vec_of<T>, true);
         const auto     q = params_of<T>(p, g, m, 0, run);
         unsigned       cluster = 1;

@@ -17,10 +17,10 @@ enum {
 };
 
 /* A tile's shape: LANES threads side by side, each with a vector of V columns, and ROWS of them; each of them with HELD of the
- * CHUNK rows: unpacked they are to fit in registers. */
-template <class T, int V, int SIZE> struct Tile {
+ * CHUNK rows, MOST bytes: unpacked they are to fit in registers. */
+template <class T, int V, int SIZE, int MOST = 128> struct Tile {
     static constexpr int fit(int size) { return size / (V * (int)sizeof(T)) < 32 ? size / (V * (int)sizeof(T)) : 32; }
-    static constexpr int LANES = fit(SIZE), COLS = LANES * V, ROWS = THREADS / LANES, HELD = fit(sizeof(T) == 2 ? 64 : 128),
+    static constexpr int LANES = fit(SIZE), COLS = LANES * V, ROWS = THREADS / LANES, HELD = fit(MOST),
                          CHUNK = ROWS * HELD;
 
     /* The column that thread t < COLS of the block reports on: neighbors' results lie next to each other in shared memory. */
@@ -30,21 +30,20 @@ template <class T, int V, int SIZE> struct Tile {
 /* Sample s begins at element s * size. The last of its folded rows, `width` long, may be short. A tile holds `tile_cols` columns:
  * where it is for moments, all columns of its sets, or, of a set too wide for it, one of `split` parts. */
 struct Matrix {
-    int64_t samples, size, rows, c, fold, width, folded_rows, chunk, chunks, tiles, tile_cols, split, group_channels;
+    int64_t samples, size, rows, c, fold, width, folded_rows, chunk, chunks, tiles, tile_cols, split;
+    int64_t pitch; /* columns from a set to the next where it is split, else from tile to tile */
     Divisor by_chunks, by_tiles, by_c, by_split;
 
     WF_ON_DEVICE int64_t rows_before(int64_t number) const { return smallest(rows, number * chunk * fold); }
 
-    /* The columns [begin, end) of a tile. */
-    WF_ON_DEVICE int64_t begin(int64_t tile) const
+    struct Columns {
+        int64_t begin, end;
+    };
+
+    WF_ON_DEVICE Columns columns(int64_t tile) const
     {
-        const int64_t group = by_split.quotient(tile);
-        return split > 1 ? group * group_channels + (tile - group * split) * tile_cols : tile * tile_cols;
-    }
-    WF_ON_DEVICE int64_t end(int64_t tile) const
-    {
-        const int64_t most = split > 1 ? (by_split.quotient(tile) + 1) * group_channels : width;
-        return smallest(most, begin(tile) + tile_cols);
+        const int64_t group = by_split.quotient(tile), begin = group * pitch + (tile - group * split) * tile_cols;
+        return {begin, smallest(smallest(width, (group + 1) * pitch), begin + tile_cols)};
     }
 };
 
@@ -56,7 +55,6 @@ template <class S> Matrix matrix_of(const Geometry &g, int vector, bool whole_se
     m.rows = g.across_batch ? g.n * g.hw : g.hw;
     m.c = g.c;
     m.size = m.rows * g.c;
-    m.group_channels = g.group_channels;
     m.fold = 1;
     while (m.fold * g.c % vector)
         m.fold *= 2;
@@ -82,6 +80,7 @@ template <class S> Matrix matrix_of(const Geometry &g, int vector, bool whole_se
             m.tile_cols = 0;
     }
     m.tiles = m.split > 1 ? g.c / g.group_channels * m.split : ceil_div(m.width, m.tile_cols ? m.tile_cols : 1);
+    m.pitch = m.split > 1 ? g.group_channels : m.tile_cols;
     m.by_chunks = Divisor(m.chunks), m.by_tiles = Divisor(m.tiles), m.by_c = Divisor(m.c), m.by_split = Divisor(m.split);
     return m;
 }

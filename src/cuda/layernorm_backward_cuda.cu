@@ -155,16 +155,22 @@ template <class T, int G, int VECTORS> struct Gradients {
 
 template <int G> constexpr int block_of = G > 32 ? G : 256;
 
+/* Vectors whose elements fill the banks once. */
+template <class T> constexpr int unit_of = 128 / (int)sizeof(real_of<T>) / vec_of<T>;
+
+/* From the j-th elements of the vectors of G threads to their next ones: other banks when columns are read in order. */
+template <class T, int G> constexpr int apart_of = (G / unit_of<T> | 1) * unit_of<T>;
+
 /* The partial row of a block whose groups of G lanes took different rows: the groups of a warp, then the warps in turn. */
 template <class T, class P, int G>
 WF_ON_DEVICE void merge_groups(const P &p, int64_t part, Gradients<T, G, 1> &gradients, int member,
                                dev::shared<real_of<T>> sums)
 {
-    constexpr int V = vec_of<T>, SPAN = V * G;
+    constexpr int V = vec_of<T>, APART = apart_of<T, G>, SPAN = V * APART;
     for (int warp = 0; warp < (int)blockDim.x / 32; warp++) {
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            const int at = j * G + member;
+            const int at = j * APART + member;
             if (warp == 0) {
 #pragma unroll
                 for (int step = G; step < 32; step *= 2) {
@@ -181,7 +187,7 @@ WF_ON_DEVICE void merge_groups(const P &p, int64_t part, Gradients<T, G, 1> &gra
     }
     for (int64_t i = threadIdx.x; i < 2 * p.cols; i += blockDim.x) {
         const int out = i >= p.cols, col = (int)(i - out * p.cols), vector = col / V;
-        dev::store(p.partial, part * 2 * p.cols + i, real_of<T>(sums[out * SPAN + col % V * G + vector]));
+        dev::store(p.partial, part * 2 * p.cols + i, real_of<T>(sums[out * SPAN + col % V * APART + vector]));
     }
 }
 
@@ -239,8 +245,9 @@ __global__ void __launch_bounds__(block_of<G>, (VECTORS == 1 && sizeof(T) < 8 ? 
     using Mine = Columns<T, G, VECTORS>;
     using Packed = typename Mine::Packed;
     constexpr int V = vec_of<T>, GROUPS = block_of<G> / G, WARPS = block_of<G> / 32;
+    constexpr int SUMS = G <= 32 ? 2 * V * apart_of<T, G> : 1;
     WF_SHARED(pair<R>, scratch, 2 * WARPS);
-    WF_SHARED(R, sums, G <= 32 ? 2 * V * G : 1);
+    WF_SHARED(R, sums, SUMS);
     WF_SHARED(R, stats, 3 * GROUPS * RUN_MAX);
     WF_DYN_SHARED(Packed, slots);
     const Ring<T, W, G, VECTORS> ring = {slots};

@@ -116,6 +116,7 @@ void segments_launch(const Problem &p, Run &run)
 } // namespace
 
 const Variant<layernorm_forward> layernorm_forward_variants[] = {
+    {"four_lanes_one_vector", 0, registers_take<4, 16>, no_workspace, registers_launch<4, 16>},
     {"sub_warp_one_vector", 0, registers_take<8, 16>, no_workspace, registers_launch<8, 16>},
     {"sub_warp_two_vectors", 0, registers_take<8, 32>, no_workspace, registers_launch<8, 32>},
     {"sub_warp_four_vectors", 0, registers_take<8, 64>, no_workspace, registers_launch<8, 64>},

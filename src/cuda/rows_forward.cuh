@@ -1,6 +1,6 @@
 /* The forward pass of a norm over rows that have statistics of their own, whatever they are in memory: rows of a matrix, or
- * the sets of a tensor with channels first. A row is read once if it fits on chip: in the registers of 8, 32, 128 or 256
- * threads, then in the shared memory of a block or of a cluster of blocks. Longer rows are cut into segments, whose moments
+ * the sets of a tensor with channels first. A row is read once if it fits on chip: in the registers of 4 to 512 threads,
+ * then in the shared memory of a block or of a cluster of blocks. Longer rows are cut into segments, whose moments
  * are merged before the rows are read again.
  *
  * P, a kernel's parameters, knows the rows:
@@ -96,12 +96,17 @@ template <class R, class M> WF_ON_DEVICE void store_moments(dev::global<R> part,
     store_reals<false>(part, i * 4, 4, true, record);
 }
 
-/* The first of n elements at a place, by one access of each warp. */
-template <int V, class P> WF_ON_DEVICE typename P::R leading(const P &p, const typename P::Place &place, int n)
+/* The vector at a place that n elements begin at, or nothing but the first of them, in one lane of each warp: a load to issue
+ * before others; then its first element in every lane. */
+template <int V, class P> WF_ON_DEVICE auto load_leading(const P &p, const typename P::Place &place, int n)
 {
-    const int  valid = threadIdx.x % 32 ? 0 : smallest(n, p.x_wide ? V : 1);
-    const auto packed = load_packed<false, V>(p.x, p.address(place, 0), valid, p.x_wide);
-    return __shfl_sync(ALL_LANES, up(packed.v[0]), 0);
+    const int valid = threadIdx.x % 32 ? 0 : smallest(n, p.x_wide ? V : 1);
+    return load_packed<false, V>(p.x, p.address(place, 0), valid, p.x_wide);
+}
+
+template <class T, int V> WF_ON_DEVICE real_of<T> leading(const dev::vec<T, V> &of_lane)
+{
+    return __shfl_sync(ALL_LANES, up(of_lane.v[0]), 0);
 }
 
 /* ---- rows in registers ------------------------------------------------------------------------------------------- */
@@ -144,7 +149,7 @@ template <class T, int G, int V, int SIZE> struct InRegisters {
         if constexpr (G <= 32)
             shift = __shfl_sync(ALL_LANES, up(packed[0].v[0]), 0, G);
         else
-            shift = leading<V>(p, place, n);
+            shift = leading(load_leading<V>(p, place, n));
         return row_moments<V, R>(*this, shift, share, p.centered, group);
     }
 };
@@ -170,7 +175,7 @@ WF_HOST_DEVICE constexpr int held_size(int vector, int element, int most = HELD_
 template <class P, int V, int HELD>
 constexpr int threads_at_once = V < vec_of<typename P::X> || sizeof(typename P::R) == 8 ? 512 : HELD < HELD_SIZE ? 1024 : 640;
 
-/* G threads per row: 8 or 32 lanes of a warp, or all of a block. */
+/* G threads per row: 4, 8 or 32 lanes of a warp, or all of a block. */
 template <class P, int G, int V, int HELD>
 __global__ void __launch_bounds__(block_of<G>, threads_at_once<P, V, HELD> / block_of<G>) rows_forward__in_registers(P p)
 {
@@ -257,9 +262,9 @@ __global__ void __launch_bounds__(WIDE, P::SHARED_BLOCKS) rows_forward__in_share
     const Share<R> share(p.cols);
     for (int64_t row = blockIdx.x / size; row < p.rows; row += gridDim.x / size) {
         const auto place = p.place(row, rank * p.slice);
+        const auto first = load_leading<V>(p, p.place(row, 0), (int)smallest<int64_t>(p.cols, V));
         x.load(p, place);
-        const R shift = leading<V>(p, p.place(row, 0), (int)smallest<int64_t>(p.cols, V));
-        const auto m = row_moments<V, R>(x, shift, share, p.centered, group);
+        const auto m = row_moments<V, R>(x, leading(first), share, p.centered, group);
         const auto s = p.finish(m);
         if (rank == 0 && threadIdx.x == 0)
             p.keep(row, m, s);

@@ -19,9 +19,11 @@
 // | uniform(value)                        | all lanes of a warp   | value, of which every lane has the same: now the compiler |
 // |                                       |                       | knows, and computes what follows from it once for all     |
 // | cluster_rank(), cluster_size()        | any                   | 0 and 1 in a launch without clusters                      |
-// | cluster_sync()                        | all of the cluster    | barrier; orders shared memory of all its blocks           |
+// | cluster_sync()                        | all of the cluster    | barrier; orders shared memory of all its blocks, not      |
+// |                                       |                       | global memory                                             |
 // | cluster_map(s, rank)                  | any, before the last  | s in the block of that rank; a cluster_sync must follow   |
-// |                                       | cluster_sync          | the last access, or that block might have left            |
+// |                                       | cluster_sync          | the last access, its value used, or that block might have |
+// |                                       |                       | left                                                      |
 //
 // Shared memory goes from function to function as dev::shared<T> (nvcc: T *), taken apart by s[i] and s + n; global memory
 // as dev::global<T>, which has neither [] nor *. That is how the emulator sees every access.
@@ -178,7 +180,9 @@ WF_ON_DEVICE unsigned cluster_size()
 WF_ON_DEVICE void cluster_sync()
 {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    // Arriving with .release waits for the thread's stores to global memory too (MEMBAR.ALL.GPU); this is shared memory's.
+    asm volatile("fence.release.sync_restrict::shared::cta.cluster;\n\tbarrier.cluster.arrive.relaxed.aligned;\n\t"
+                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
     __syncthreads();
 #endif

@@ -1,4 +1,4 @@
-// Sums and moments over the threads that share a row: a sub-warp of 8 lanes, a warp, a block, a cluster of blocks.
+// Sums and moments over the threads that share a row: 4 or 8 lanes, a warp, a block, a cluster of blocks.
 //
 // | primitive                     | who calls               | result valid in      | scratch              | barriers         |
 // |-------------------------------|-------------------------|----------------------|----------------------|------------------|
