@@ -16,11 +16,11 @@ namespace
 enum {
     THREADS = 256,
     VECTORS = 2, /* that a thread loads before it needs one */
-    ELEMENTS_BLOCKS = 8, /* on a multiprocessor: all of its threads, each with 32 registers; */
-    MASK_BLOCKS = 6,     /* with 40 where there is a mask, */
-    FEATURES_BLOCKS = 4, /* and 64 for features */
-    MASK_UNITS = 8,  /* bits of a byte of the mask */
-    BLOCK_UNITS = 4, /* words of a Philox block */
+    ELEMENTS_BLOCKS = dev::THREADS_MOST / THREADS, /* on a multiprocessor: 8 of them leave a thread 32 registers; */
+    MASK_BLOCKS = 6,                               /* 40 where there is a mask, */
+    FEATURES_BLOCKS = 4,                           /* and 64 for features */
+    MASK_UNITS = 8,                                /* bits of a byte of the mask */
+    BLOCK_UNITS = 4,                               /* words of a Philox block */
 };
 
 /* What decides. */

@@ -180,7 +180,8 @@ WF_ON_DEVICE unsigned cluster_size()
 WF_ON_DEVICE void cluster_sync()
 {
 #if __CUDA_ARCH__ >= 900
-    // Arriving with .release waits for the thread's stores to global memory too (MEMBAR.ALL.GPU); this is shared memory's.
+    // Arriving with .release waits for the thread's stores to global memory too (MEMBAR.ALL.GPU); this is for shared
+    // memory alone.
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;\n\tbarrier.cluster.arrive.relaxed.aligned;\n\t"
                  "barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
@@ -214,6 +215,13 @@ template <class P> const void *entry_point(void (*kernel)(P))
 #endif
 
 namespace dev {
+
+// Threads that a multiprocessor holds: for __launch_bounds__, where more would not compile.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1100)
+constexpr int THREADS_MOST = 1536;
+#else
+constexpr int THREADS_MOST = 2048;
+#endif
 
 // N elements that cross memory together.
 template <class T, int N> struct alignas(sizeof(T) * N) vec {
