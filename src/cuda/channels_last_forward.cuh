@@ -296,8 +296,8 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_moments__til
 
 /* ---- apply ------------------------------------------------------------------------------------------------------- */
 
-/* What y of a thread's columns is made with: y = ((x - a[0]) - a[1]) * a[2] + a[3]. Shared memory has it of column(t) in
- * element t of each of four rows. */
+/* What y of a thread's columns is made with: y = ((x - a[0]) - a[1]) * a[2] + a[3]. Shared memory has it of column(t)
+ * in element t of each of four rows. */
 template <class S, class R, int V> struct Applied {
     R a[4][V];
 
@@ -329,8 +329,8 @@ template <class S, class R, int V> struct Applied {
     }
 };
 
-/* A block per run of rows of a tile, the last first: L2 has the latest. The first rows are on their way while a thread for each
- * column finds out what y is made with. */
+/* A block per run of rows of a tile, the last first: L2 has the latest. The first rows are on their way while a thread for
+ * each column finds out what y is made with. */
 template <class T, int V>
 __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles(Forward<T> p)
 {

@@ -16,8 +16,8 @@ enum {
     WARPS = THREADS / 32,
 };
 
-/* A tile's shape: LANES threads side by side, each with a vector of V columns, and ROWS of them; each of them with HELD of the
- * CHUNK rows, MOST bytes: unpacked they are to fit in registers. */
+/* A tile's shape: LANES threads side by side, each with a vector of V columns, and ROWS of them; each of them with HELD of
+ * the CHUNK rows, MOST bytes: unpacked they are to fit in registers. */
 template <class T, int V, int SIZE, int MOST = 128> struct Tile {
     static constexpr int fit(int size) { return size / (V * (int)sizeof(T)) < 32 ? size / (V * (int)sizeof(T)) : 32; }
     static constexpr int LANES = fit(SIZE), COLS = LANES * V, ROWS = THREADS / LANES, HELD = fit(MOST),

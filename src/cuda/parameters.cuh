@@ -18,14 +18,15 @@ template <class R, class W> struct Finish {
     dev::global<W>       dgamma, dbeta;
     int64_t              rows, cols;
     bool                 accumulate, wide;
-    int                  side; /* 2^side threads of a block side by side, on a row; the others are below, on other rows */
+    int                  side; /* 2^side threads of a block are side by side, on a row; others below, on other rows */
     int64_t              blocks;
 };
 
-/* Threads have a column together only where there are rows for all of them, and too few columns for the blocks wanted. */
+/* Threads have a column together only where there are rows for all of them, and too few columns for the blocks
+ * wanted. */
 template <class R, class W>
-Finish<R, W> finish_of(dev::global<const R> partial, dev::global<W> dgamma, dev::global<W> dbeta, int64_t rows, int64_t cols,
-                       bool accumulate)
+Finish<R, W> finish_of(dev::global<const R> partial, dev::global<W> dgamma, dev::global<W> dbeta, int64_t rows,
+                       int64_t cols, bool accumulate)
 {
     const bool wide = row_is_wide<vec_of<R>>(partial, rows, 2 * cols);
     const auto blocks = [&](int side) { return ceil_div(2 * cols, vec_of<R> << side); };
@@ -35,10 +36,11 @@ Finish<R, W> finish_of(dev::global<const R> partial, dev::global<W> dgamma, dev:
     return {partial, dgamma, dbeta, rows, cols, accumulate, wide, side, blocks(side)};
 }
 
-/* A thread adds up a vector of the 2 * cols columns in its rows; what lanes of a warp have of the same columns is added, and
- * what warps have then by a thread for each column i, which calls total(i, sum). Every thread of the block calls. */
+/* A thread adds up a vector of the 2 * cols columns in its rows; what lanes of a warp have of the same columns is added,
+ * and what warps have then by a thread for each column i, which calls total(i, sum). Every thread of the block calls. */
 template <class R, class W, class F>
-WF_ON_DEVICE void finish_columns(const Finish<R, W> &p, int64_t block, dev::shared<dev::vec<R, vec_of<R>>> sums, F total)
+WF_ON_DEVICE void finish_columns(const Finish<R, W> &p, int64_t block, dev::shared<dev::vec<R, vec_of<R>>> sums,
+                                 F total)
 {
     constexpr int V = vec_of<R>;
     const int     across = 1 << p.side, step = FINISH_THREADS >> p.side, lane = threadIdx.x & (across - 1);
@@ -46,14 +48,15 @@ WF_ON_DEVICE void finish_columns(const Finish<R, W> &p, int64_t block, dev::shar
     const int     valid = (int)smallest<int64_t>(V, at < end ? end - at : 0);
     LongSum<R>    of[V];
     for (int64_t i = threadIdx.x >> p.side; i < p.rows; i += FINISH_BATCH * step) {
-        const int64_t  left = p.rows - i;
         dev::vec<R, V> rows[FINISH_BATCH];
 #pragma unroll
-        for (int k = 0; k < FINISH_BATCH; k++)
-            rows[k] = load_packed<true, V>(p.partial, (i + k * step) * 2 * p.cols + at, k * step < left ? valid : 0, p.wide);
+        for (int k = 0; k < FINISH_BATCH; k++) {
+            const int64_t row = i + k * step;
+            rows[k] = load_packed<true, V>(p.partial, row * 2 * p.cols + at, row < p.rows ? valid : 0, p.wide);
+        }
 #pragma unroll
         for (int k = 0; k < FINISH_BATCH; k++)
-            if (k * step < left)
+            if (i + k * step < p.rows)
 #pragma unroll
                 for (int j = 0; j < V; j++)
                     of[j].add(rows[k].v[j]);

@@ -96,8 +96,8 @@ template <class R, class M> WF_ON_DEVICE void store_moments(dev::global<R> part,
     store_reals<false>(part, i * 4, 4, true, record);
 }
 
-/* The vector at a place that n elements begin at, or nothing but the first of them, in one lane of each warp: a load to issue
- * before others; then its first element in every lane. */
+/* The vector at a place that n elements begin at, or nothing but the first of them, in one lane of each warp: a load to
+ * issue before others; then its first element in every lane. */
 template <int V, class P> WF_ON_DEVICE auto load_leading(const P &p, const typename P::Place &place, int n)
 {
     const int valid = threadIdx.x % 32 ? 0 : smallest(n, p.x_wide ? V : 1);
