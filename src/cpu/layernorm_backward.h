@@ -50,7 +50,7 @@ INLINE void products_at(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwar
 }
 
 /* sum[0] = sum g, sum[1] = sum g * xhat over columns [begin, end). */
-INLINE void leaf_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
+INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
                           int64_t begin, int64_t end, real sum[2])
 {
     struct lanes sum_g = {0}, sum_gx = {0};
@@ -79,9 +79,9 @@ INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct back
                            int64_t begin, int64_t end, real sum[2])
 {
     if (w_dtype == x_dtype)
-        leaf_products(x_dtype, x_dtype, r, gamma, begin, end, sum);
+        row_products(x_dtype, x_dtype, r, gamma, begin, end, sum);
     else
-        leaf_products(x_dtype, REAL_DTYPE, r, gamma, begin, end, sum);
+        row_products(x_dtype, REAL_DTYPE, r, gamma, begin, end, sum);
 }
 
 static void tree_products(const struct layernorm_backward *p, const struct backward_row *r, struct parameter gamma,
@@ -162,7 +162,7 @@ INLINE void sweep_row(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_
         sweep_pair(x_dtype, w_dtype, r, s, i, s->n - i, false);
 }
 
-INLINE void sweep_rows(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, int64_t rows,
+INLINE void sweep_batch(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, int64_t rows,
                        const struct sweep *s)
 {
     for (int64_t k = 0; k < rows; k++)
@@ -192,7 +192,7 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
             row[k].avg_g = p->centered ? sum[0] / (real)p->cols : 0;
             row[k].avg_gx = sum[1] / (real)p->cols;
         }
-        FOR_DTYPE(p->x_dtype, sweep_rows, p->w_dtype, row, rows, s);
+        FOR_DTYPE(p->x_dtype, sweep_batch, p->w_dtype, row, rows, s);
     }
 }
 

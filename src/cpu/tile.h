@@ -254,30 +254,6 @@ struct stats {
     real mean, mean_lo, rstd;
 };
 
-/* sum[0] = sum g, sum[1] = sum g * xhat with g = gamma * dy; gamma NULL = 1. */
-static void tile_products(const real *x, const real *dy, const real *gamma, int64_t n, struct stats s, real sum[2])
-{
-    struct lanes s1 = lanes_fill(0), s2 = lanes_fill(0);
-    real         x_buffer[SWATH], dy_buffer[SWATH], gamma_buffer[SWATH];
-    for (int64_t i = 0; i < n; i += SWATH) {
-        const real *x_part = swath(x, i, n, s.mean, x_buffer), *dy_part = swath(dy, i, n, 0, dy_buffer);
-        const real *gamma_part = gamma ? swath(gamma, i, n, 0, gamma_buffer) : NULL;
-        for (int k = 0; k < VECTORS; k++) {
-            vector g[4], gx[4];
-            for (int j = 0; j < 4; j++) {
-                g[j] = swath_vector(dy_part, j, k);
-                if (gamma_part)
-                    g[j] *= swath_vector(gamma_part, j, k);
-                gx[j] = g[j] * (((swath_vector(x_part, j, k) - s.mean) - s.mean_lo) * s.rstd);
-            }
-            s1.v[k] += (g[0] + g[1]) + (g[2] + g[3]);
-            s2.v[k] += (gx[0] + gx[1]) + (gx[2] + gx[3]);
-        }
-    }
-    sum[0] = lanes_sum(s1);
-    sum[1] = lanes_sum(s2);
-}
-
 /* Squares that left the range: the same with d brought near 1 by a power of two. */
 __attribute__((noinline, cold)) static void tile_squares_scaled(const real *x, int64_t n, real center, real *sum,
                                                                 real *squares, int32_t *scale)
