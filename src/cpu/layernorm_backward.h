@@ -163,7 +163,7 @@ INLINE void sweep_row(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_
 }
 
 INLINE void sweep_batch(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, int64_t rows,
-                       const struct sweep *s)
+                        const struct sweep *s)
 {
     for (int64_t k = 0; k < rows; k++)
         if (w_dtype == x_dtype)
