@@ -19,8 +19,7 @@
 // | uniform(value)                        | all lanes of a warp   | value, of which every lane has the same: now the compiler |
 // |                                       |                       | knows, and computes what follows from it once for all     |
 // | cluster_rank(), cluster_size()        | any                   | 0 and 1 in a launch without clusters                      |
-// | cluster_sync()                        | all of the cluster    | barrier; orders shared memory of all its blocks, not      |
-// |                                       |                       | global memory                                             |
+// | cluster_sync()                        | all of the cluster    | barrier; orders shared memory of all its blocks           |
 // | cluster_map(s, rank)                  | any, before the last  | s in the block of that rank; a cluster_sync must follow   |
 // |                                       | cluster_sync          | the last access, its value used, or that block might have |
 // |                                       |                       | left                                                      |
@@ -180,10 +179,7 @@ WF_ON_DEVICE unsigned cluster_size()
 WF_ON_DEVICE void cluster_sync()
 {
 #if __CUDA_ARCH__ >= 900
-    // Arriving with .release waits for the thread's stores to global memory too (MEMBAR.ALL.GPU); this is for shared
-    // memory alone.
-    asm volatile("fence.release.sync_restrict::shared::cta.cluster;\n\tbarrier.cluster.arrive.relaxed.aligned;\n\t"
-                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #else
     __syncthreads();
 #endif
