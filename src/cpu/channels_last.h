@@ -8,8 +8,10 @@
 
 enum {
     WIDE = TILE,          /* at most, of a wide row */
+    SWEPT_WIDE = 512,     /* of one that is reduced: rows 4 KB apart would all be in one set of the cache */
     LEAF_WIDE_ROWS = 128, /* of a block: at most 32 additions of SWEPT_ROWS rows in sequence */
 };
+#define ALIGNED _Alignas(LINE) /* what is swept with every row: half as many lines */
 
 /* Columns [col, col + width) of every row, in units of `unit` columns. */
 struct columns_tile {
@@ -47,9 +49,9 @@ static int64_t last_rows(const struct geometry *g)
 }
 
 /* Rows side by side: whole lines of the cache if so many fit, and few enough for a sample to have some wide rows. */
-static int64_t fold_of(const struct geometry *g)
+static int64_t fold_of(const struct geometry *g, int64_t wide)
 {
-    const int64_t most = g->s.c <= COLUMNS / 2 ? min64(WIDE / g->s.c, last_rows(g) / (2 * SWEPT_ROWS)) : 1;
+    const int64_t most = g->s.c <= COLUMNS / 2 ? min64(wide / g->s.c, last_rows(g) / (2 * SWEPT_ROWS)) : 1;
     int64_t       fold = 1;
     while (fold * 2 <= most && fold < LINE / 4)
         fold *= 2;
@@ -62,7 +64,7 @@ static struct columns_tile columns_tile_of(const struct geometry *g, int64_t til
     const int64_t part = tile % parts * COLUMNS, col = tile / parts * groups_of_tile(g) * channels + part;
     const int64_t end = parts > 1 ? channels - part : min64(groups_of_tile(g) * channels, g->s.c - col);
     const int64_t width = min64(COLUMNS, end);
-    return (struct columns_tile){g->s.x_dtype, g->s.c, col, width, min64(channels, width), fold_of(g)};
+    return (struct columns_tile){g->s.x_dtype, g->s.c, col, width, min64(channels, width), fold_of(g, SWEPT_WIDE)};
 }
 
 /* Rows of a block, at most TILE. */
@@ -74,7 +76,7 @@ static int64_t leaf_rows(int64_t fold)
 /* Rows of an item: blocks, a power of two of them, worth a thread's while. */
 static int64_t last_item_rows(const struct geometry *g)
 {
-    int64_t rows = leaf_rows(fold_of(g));
+    int64_t rows = leaf_rows(fold_of(g, SWEPT_WIDE));
     while (rows * g->s.c * (int64_t)sizeof(real) < CPU_GRAIN_BYTES)
         rows *= 2;
     return rows;
@@ -123,6 +125,12 @@ INLINE vector load_wide(wf_dtype dtype, const char *row, int64_t i, int64_t n)
                           : vector_load_part(dtype, row + i * size_of(dtype), n - i);
 }
 
+/* Bytes from the wide rows that are swept to those that are fetched: 8 KB of this tile later. */
+static int64_t fetched_ahead(const struct columns_tile *t, int64_t step)
+{
+    return ceil_div(8192, t->fold * t->width * size_of(t->dtype) * SWEPT_ROWS) * SWEPT_ROWS * step;
+}
+
 INLINE void add_to(real *sum, vector v)
 {
     vector_store(REAL_DTYPE, sum, vector_load(REAL_DTYPE, sum) + v);
@@ -136,12 +144,12 @@ INLINE vector deviation(vector x, const real *center, const real (*up)[WIDE + WI
 }
 
 /* SWEPT_ROWS wide rows at once: WIDTH columns from the i-th of n. */
-INLINE void sweep_rows(wf_dtype dtype, const char *x, int64_t step, int64_t i, int64_t n, const real *center,
-                       const real (*up)[WIDE + WIDTH], real *sum, real *squares)
+INLINE void sweep_rows(wf_dtype dtype, const char *x, int64_t step, int64_t ahead, int64_t i, int64_t n,
+                       const real *center, const real (*up)[WIDE + WIDTH], real *sum, real *squares)
 {
     vector d[SWEPT_ROWS];
     for (int k = 0; k < SWEPT_ROWS; k++) {
-        __builtin_prefetch(x + (k + SWEPT_ROWS) * step + i * size_of(dtype));
+        __builtin_prefetch(x + k * step + ahead + i * size_of(dtype));
         d[k] = deviation(load_wide(dtype, x + k * step, i, n), center, up, i);
     }
     add_to(sum + i, (d[0] + d[1]) + (d[2] + d[3]));
@@ -153,14 +161,15 @@ INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const vo
                           const real *center, const real (*up)[WIDE + WIDTH], real *sum, real *squares)
 {
     const int64_t all = t->fold * t->width, step = t->fold * t->c * size_of(dtype), whole = all / WIDTH * WIDTH;
+    const int64_t ahead = fetched_ahead(t, step);
     const char   *x = at_element(data, dtype, row * t->c + t->col);
     fill(sum, all, 0);
     fill(squares, all, 0);
     for (; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step) {
         for (int64_t i = 0; i < whole; i += WIDTH)
-            sweep_rows(dtype, x, step, i, whole, center, up, sum, squares);
+            sweep_rows(dtype, x, step, ahead, i, whole, center, up, sum, squares);
         if (whole < all)
-            sweep_rows(dtype, x, step, whole, all, center, up, sum, squares);
+            sweep_rows(dtype, x, step, ahead, whole, all, center, up, sum, squares);
     }
     for (; n > 0; n -= t->fold, x += step) {
         const int64_t part = min64(n, t->fold) * t->width;
@@ -210,7 +219,8 @@ __attribute__((noinline, cold)) static void columns_near(const struct columns_ti
                                                          int64_t n, real *guess, int32_t *far, struct columns *out)
 {
     const int64_t units = t->width / t->unit, count = n * t->unit;
-    real          center[WIDE + WIDTH], sum[WIDE + WIDTH], squares[WIDE + WIDTH], up[2][WIDE + WIDTH], unit_up[2][COLUMNS];
+    ALIGNED real  center[WIDE + WIDTH], sum[WIDE + WIDTH], squares[WIDE + WIDTH], up[2][WIDE + WIDTH];
+    real          unit_up[2][COLUMNS];
     int32_t       scale[COLUMNS] = {0};
     bool          any = true;
     for (int sweep = 0; any; sweep++) {
@@ -251,8 +261,8 @@ static void columns_moments(const struct columns_tile *t, const void *data, int6
         columns_merge(out, left * t->unit, &right, (n - left) * t->unit, units);
         return;
     }
-    real    center[WIDE + WIDTH], sum[WIDE + WIDTH], squares[WIDE + WIDTH];
-    int32_t far[COLUMNS];
+    ALIGNED real center[WIDE + WIDTH], sum[WIDE + WIDTH], squares[WIDE + WIDTH];
+    int32_t      far[COLUMNS];
     spread_units(t, guess, center);
     FOR_DTYPE(t->dtype, sweep_columns, t, data, row, n, center, NULL, sum, squares);
     if (columns_about(guess, sum, squares, n * t->unit, units, out, far))
@@ -342,13 +352,13 @@ struct column_map {
     const void  *in[2];
     void        *out;
     bool         stream;
-    real         param[PARAMS][WIDE + WIDTH];
+    ALIGNED real param[PARAMS][WIDE + WIDTH];
 };
 
 /* The columns that are mapped together: [col, col + width), as they lie in memory. */
 static struct columns_tile wide_tile_of(const struct geometry *g, int64_t col)
 {
-    return (struct columns_tile){g->s.x_dtype, g->s.c, col, min64(WIDE, g->s.c - col), 1, fold_of(g)};
+    return (struct columns_tile){g->s.x_dtype, g->s.c, col, min64(WIDE, g->s.c - col), 1, fold_of(g, WIDE)};
 }
 
 /* One value of each set, for the columns of a tile. */

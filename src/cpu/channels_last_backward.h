@@ -2,13 +2,13 @@
  * channels_first_backward.h. Included by channelnorm_cpu.c. */
 
 /* SWEPT_ROWS wide rows at once: WIDTH columns from the i-th of n. */
-INLINE void sweep_row_products(wf_dtype dtype, const char *x, const char *dy, int64_t step, int64_t i, int64_t n,
-                               const real *mean, const real *rstd, real *dy_sum, real *dyx_sum)
+INLINE void sweep_row_products(wf_dtype dtype, const char *x, const char *dy, int64_t step, int64_t ahead, int64_t i,
+                               int64_t n, const real *mean, const real *rstd, real *dy_sum, real *dyx_sum)
 {
     vector g[SWEPT_ROWS], gx[SWEPT_ROWS];
     for (int k = 0; k < SWEPT_ROWS; k++) {
-        __builtin_prefetch(x + (k + SWEPT_ROWS) * step + i * size_of(dtype));
-        __builtin_prefetch(dy + (k + SWEPT_ROWS) * step + i * size_of(dtype));
+        __builtin_prefetch(x + k * step + ahead + i * size_of(dtype));
+        __builtin_prefetch(dy + k * step + ahead + i * size_of(dtype));
         g[k] = load_wide(dtype, dy + k * step, i, n);
         gx[k] = g[k] * (deviation(load_wide(dtype, x + k * step, i, n), mean, NULL, i) * vector_load(REAL_DTYPE, rstd + i));
     }
@@ -22,13 +22,14 @@ INLINE void sweep_products(wf_dtype dtype, const struct channelnorm_backward *p,
 {
     const int64_t all = t->fold * t->width, step = t->fold * t->c * size_of(dtype), whole = all / WIDTH * WIDTH;
     const char   *x = at_element(p->x, dtype, row * t->c + t->col), *dy = at_element(p->dy, dtype, row * t->c + t->col);
+    const int64_t ahead = fetched_ahead(t, step);
     fill(dy_sum, all, 0);
     fill(dyx_sum, all, 0);
     for (; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step, dy += SWEPT_ROWS * step) {
         for (int64_t i = 0; i < whole; i += WIDTH)
-            sweep_row_products(dtype, x, dy, step, i, whole, mean, rstd, dy_sum, dyx_sum);
+            sweep_row_products(dtype, x, dy, step, ahead, i, whole, mean, rstd, dy_sum, dyx_sum);
         if (whole < all)
-            sweep_row_products(dtype, x, dy, step, whole, all, mean, rstd, dy_sum, dyx_sum);
+            sweep_row_products(dtype, x, dy, step, ahead, whole, all, mean, rstd, dy_sum, dyx_sum);
     }
     for (; n > 0; n -= t->fold, x += step, dy += step) {
         const int64_t part = min64(n, t->fold) * t->width;
@@ -46,7 +47,7 @@ INLINE void sweep_products(wf_dtype dtype, const struct channelnorm_backward *p,
 static void columns_products(const struct channelnorm_backward *p, const struct columns_tile *t, const real *mean,
                              const real *rstd, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
 {
-    real sum[2][WIDE + WIDTH];
+    ALIGNED real sum[2][WIDE + WIDTH];
     if (n <= leaf_rows(t->fold)) {
         FOR_DTYPE(t->dtype, sweep_products, p, t, mean, rstd, row, n, sum[0], sum[1]);
         memcpy(dy_sum, sum[0], (size_t)t->width * sizeof(real));
@@ -71,7 +72,7 @@ static void channels_last_backward_reduce(const void *arg, int64_t sample, int64
     real         *part = r->part + (sample * r->items + item) * 2 * c;
     for (int64_t tile = 0; tile < last_tiles(&r->g); tile++) {
         const struct columns_tile t = columns_tile_of(&r->g, tile);
-        real                      mean[WIDE + WIDTH], mean_lo[COLUMNS], rstd[WIDE + WIDTH];
+        ALIGNED real              mean[WIDE + WIDTH], mean_lo[COLUMNS], rstd[WIDE + WIDTH];
         real                     *dy_sum = part + t.col, *dyx_sum = part + c + t.col;
         spread(&r->g, &t, sample, r->p->mean, mean);
         spread(&r->g, &t, sample, r->p->mean_lo, mean_lo);
