@@ -32,8 +32,10 @@ wf_backend tested_backend(void)
 
 bool in_build(const Case *c)
 {
-    return !getenv("WELFORD_TEST_FEW_DTYPES") || c->x == WF_F32 ||
-           (c->x == WF_BF16 && (c->w == WF_F32 || op_norm(c->op) == DROPOUT));
+    const char *ops = getenv("WELFORD_TEST_OPS");
+    return (!ops || strstr(ops, op_name(c->op))) &&
+           (!getenv("WELFORD_TEST_FEW_DTYPES") || c->x == WF_F32 ||
+            (c->x == WF_BF16 && (c->w == WF_F32 || op_norm(c->op) == DROPOUT)));
 }
 
 /* Every assertion, if it holds too, costs a message to the parent process: so none is made that holds. */
@@ -49,6 +51,15 @@ Case case_of(const char *line)
     const char *error = case_parse(&c, line);
     check_none(error);
     return c;
+}
+
+bool run_named(const Case *c, const Problem *p, Raw out[OUTPUT_COUNT])
+{
+    const char *error = run_once(c, p, c->variant[0] ? c->variant : NULL, out, NULL);
+    if (error == run_unsupported && c->variant[0])
+        return false;
+    check_none(error);
+    return true;
 }
 
 /* WELFORD_TEST_PART=i/n: of n parts the i-th. A quick run on the emulator is a part of what one on a GPU is. None takes a
@@ -103,7 +114,53 @@ bool legal(const Case *c)
     return norm != INSTANCENORM || fixed || empty || c->hw > 1;
 }
 
-static bool row_wise(Norm norm) { return norm == LAYERNORM || norm == RMSNORM; }
+bool row_wise(Norm norm) { return norm == LAYERNORM || norm == RMSNORM; }
+
+/* ---- a part alone ---- */
+
+/* Elements [first, first + count) of every output that has `each` of them per row or sample. */
+static void check_part(const Case *c, const Raw whole[OUTPUT_COUNT], const Raw part[OUTPUT_COUNT], int64_t index, int64_t n)
+{
+    static const Output outs[] = { OUT_Y, OUT_MEAN, OUT_MEAN_PAIR, OUT_RSTD, OUT_DX };
+    Raw cut[OUTPUT_COUNT] = { { 0 } };
+    for (int i = 0; i < COUNT(outs); i++) {
+        const Raw *w = &whole[outs[i]];
+        if (!w->bytes)
+            continue;
+        cut[outs[i]] = *w;
+        cut[outs[i]].count = w->count / n;
+        cut[outs[i]].bytes = w->bytes + (size_t)(index * (w->count / n)) * dtype_size(w->dtype);
+        ck_assert_int_eq(part[outs[i]].count, w->count / n);
+    }
+    check_none(raw_differs(c, cut, part, "alone"));
+}
+
+void check_alone(const Case *c)
+{
+    if (op_norm(c->op) == BATCHNORM || (op_norm(c->op) == INSTANCENORM && (op_is_infer(c->op) || c->flags & WF_FROZEN)))
+        return;
+    Raw whole[OUTPUT_COUNT], part[OUTPUT_COUNT];
+    Problem *p = problem_new(c);
+    const bool taken = run_named(c, p, whole);
+    const int64_t n = !taken ? 0 : row_wise(op_norm(c->op)) ? c->rows : c->n, each = taken ? p->count / n : 0;
+    for (int64_t i = 0; i < n; i += i + 1 < n && n > 20 ? n / 7 : 1) {
+        Case one = *c;
+        one.rows = one.n = 1;
+        one.running = RUNNING_NONE;
+        Problem sub = *p;
+        sub.c = &one;
+        sub.count = each;
+        sub.slots = p->slots / n;
+        sub.per_param = p->per_param / n;
+        sub.x = p->x + i * each;
+        sub.dy = p->dy ? p->dy + i * each : NULL;
+        if (run_named(&one, &sub, part))
+            check_part(c, whole, part, i, n);
+        raw_free(part);
+    }
+    raw_free(whole);
+    problem_free(p);
+}
 
 /* A shape for either kind of norm: [a, b, hw], rows x cols where there is no hw. */
 static void set_shape(Case *c, int64_t a, int64_t b, int64_t hw, int64_t groups)

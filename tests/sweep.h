@@ -21,12 +21,18 @@ extern const Dtypes dtypes[DTYPES];
 
 bool quick(void);
 bool left_out(const Case *); /* of this run, where not every case is in it; to be asked once per case */
-/* WELFORD_TEST_FEW_DTYPES: the kernels under test have two pairs of dtypes (WF_FEW_DTYPES). False: not this case's. */
+/* WELFORD_TEST_FEW_DTYPES: the kernels under test have two pairs of dtypes (WF_FEW_DTYPES). False: not this case's.
+ * WELFORD_TEST_OPS: nor what is not of the operations named. */
 bool in_build(const Case *);
 wf_backend tested_backend(void); /* WELFORD_TEST_BACKEND=cuda: of the sweeps' cases; else the CPU */
 /* The operations of a norm in turn; a backward pass with frozen statistics counts as one more. False past the last. */
 bool operation(Norm, int i, Case *);
 bool legal(const Case *); /* false: the contract refuses it (one value per channel in training) */
+bool row_wise(Norm);
+/* One call of the variant that the case names, or of the library's choice. False: the variant does not take it. */
+bool run_named(const Case *, const Problem *, Raw out[OUTPUT_COUNT]);
+/* Rows or samples alone have the bits they have in the whole; nothing where statistics are over samples. */
+void check_alone(const Case *);
 void check_case(const Case *); /* run_case() of the case's line, within a Check test */
 void check_none(const char *error); /* fails with the text */
 Case case_of(const char *line); /* fails where the line is none */

@@ -17,8 +17,6 @@ static const int64_t channel_shapes[][4] = { { 3, 6, 5, 3 }, { 9, 35, 49, 7 }, {
                                              { 500, 12, 2, 1 }, { 1, 2, 70001, 1 } };
 enum { SHAPES = 6, LARGE = 3 /* shapes from here on: the layouts in turn */ };
 
-static bool row_wise(const Case *c) { return op_norm(c->op) <= RMSNORM; }
-
 static void set_shape(Case *c, int i)
 {
     const int64_t *s = channel_shapes[i];
@@ -42,16 +40,6 @@ static void each_variant(const Case *c, void (*body)(const Case *))
             strcpy(named.variant, variant);
             body(&named);
         }
-}
-
-/* False: the variant that the case names does not take it. */
-static bool run_named(const Case *c, const Problem *p, Raw out[OUTPUT_COUNT])
-{
-    const char *error = run_once(c, p, c->variant[0] ? c->variant : NULL, out, NULL);
-    if (error == run_unsupported && c->variant[0])
-        return false;
-    check_none(error);
-    return true;
 }
 
 /* Calls body with every operation of every norm on shape i, dtypes and layout in turn. */
@@ -139,7 +127,7 @@ static void check_memory(const Case *c)
     other.inplace = 1;
     other.running = c->running ? RUNNING_IN_PLACE : RUNNING_NONE;
     ck_assert(check_same(&r, &other, "when not in place"));
-    if (row_wise(c)) {
+    if (row_wise(op_norm(c->op))) {
         other.x_stride = other.y_stride = other.dx_stride = other.dy_stride = c->cols + 3;
         ck_assert(check_same(&r, &other, "when contiguous"));
         other = *c;
@@ -198,51 +186,6 @@ START_TEST(variants) { each_operation(_i, check_variants); }
 END_TEST
 
 /* ---- a part alone has the bits it has in the whole ---- */
-
-/* Elements [first, first + count) of every output that has `each` of them per row or sample. */
-static void check_part(const Case *c, const Raw whole[OUTPUT_COUNT], const Raw part[OUTPUT_COUNT], int64_t index, int64_t n)
-{
-    static const Output outs[] = { OUT_Y, OUT_MEAN, OUT_MEAN_PAIR, OUT_RSTD, OUT_DX };
-    Raw cut[OUTPUT_COUNT] = { { 0 } };
-    for (int i = 0; i < COUNT(outs); i++) {
-        const Raw *w = &whole[outs[i]];
-        if (!w->bytes)
-            continue;
-        cut[outs[i]] = *w;
-        cut[outs[i]].count = w->count / n;
-        cut[outs[i]].bytes = w->bytes + (size_t)(index * (w->count / n)) * dtype_size(w->dtype);
-        ck_assert_int_eq(part[outs[i]].count, w->count / n);
-    }
-    check_none(raw_differs(c, cut, part, "alone"));
-}
-
-/* Row by row, or sample by sample; not for statistics over samples. */
-static void check_alone(const Case *c)
-{
-    if (op_norm(c->op) == BATCHNORM || (op_norm(c->op) == INSTANCENORM && (op_is_infer(c->op) || c->flags & WF_FROZEN)))
-        return;
-    Raw whole[OUTPUT_COUNT], part[OUTPUT_COUNT];
-    Problem *p = problem_new(c);
-    const bool taken = run_named(c, p, whole);
-    const int64_t n = !taken ? 0 : row_wise(c) ? c->rows : c->n, each = taken ? p->count / n : 0;
-    for (int64_t i = 0; i < n; i += i + 1 < n && n > 20 ? n / 7 : 1) {
-        Case one = *c;
-        one.rows = one.n = 1;
-        one.running = RUNNING_NONE;
-        Problem sub = *p;
-        sub.c = &one;
-        sub.count = each;
-        sub.slots = p->slots / n;
-        sub.per_param = p->per_param / n;
-        sub.x = p->x + i * each;
-        sub.dy = p->dy ? p->dy + i * each : NULL;
-        if (run_named(&one, &sub, part))
-            check_part(c, whole, part, i, n);
-        raw_free(part);
-    }
-    raw_free(whole);
-    problem_free(p);
-}
 
 START_TEST(alone) { each_operation(_i, check_alone); }
 END_TEST

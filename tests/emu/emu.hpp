@@ -48,6 +48,7 @@ uint64_t warp(WarpOp op, unsigned mask, uint64_t value, int argument, int width,
 void     fence();
 void     before_atomic(const void *p), after_atomic(const void *p);
 
+unsigned strided_grid(unsigned blocks);
 unsigned cluster_rank(), cluster_size();
 void    *cluster_map(void *p, unsigned rank, Site site);
 void    *dynamic_shared();
@@ -212,6 +213,10 @@ template <class T> inline T uniform(T value, emu::Site site = emu::Site::here())
     return emu::shuffle(emu::WarpOp::shuffle, 0xffffffffu, value, 0, 32, site);
 }
 
+inline unsigned strided_grid(unsigned blocks)
+{
+    return emu::strided_grid(blocks);
+}
 inline unsigned cluster_rank()
 {
     return emu::cluster_rank();

@@ -29,7 +29,8 @@ extern "C" const char *__asan_default_options() { return "symbolize=0:detect_lea
 extern "C" const char *__ubsan_default_options() { return "symbolize=0"; }
 
 static const struct emu_schedule schedules[] = {
-    {EMU_LINEAR, 1, 1, 1}, {EMU_REVERSE, 1, 1, 1}, {EMU_RANDOM, 1, 2, 1}, {EMU_LINEAR, 1, 3, 1}, {EMU_RANDOM, 2, 1, 2},
+    {EMU_LINEAR, 1, 1, 1, 0}, {EMU_REVERSE, 1, 1, 1, 0}, {EMU_RANDOM, 1, 2, 1, 0}, {EMU_LINEAR, 1, 3, 1, 0},
+    {EMU_RANDOM, 2, 1, 2, 0},
 };
 
 // In the child: run, and print a word about the results.

@@ -17,9 +17,10 @@ struct emu_schedule {
     uint64_t       seed;       /* of EMU_RANDOM */
     int            resident;   /* clusters that run interleaved on an OS thread; at least 1 */
     int            os_threads; /* at least 1 */
+    unsigned       grid;       /* blocks, at most, of kernels that go in strides of their grid; 0: as on a GPU */
 };
-/* At the start: what the environment variable WELFORD_EMU says, as in "random seed=3 resident=2 threads=2"; else linear,
- * one resident block, one OS thread. */
+/* At the start: what the environment variable WELFORD_EMU says, as in "random seed=3 resident=2 threads=2 grid=3"; else
+ * linear, one resident block, one OS thread, grids as on a GPU. */
 void                emu_set_schedule(struct emu_schedule schedule);
 struct emu_schedule emu_schedule(void);
 

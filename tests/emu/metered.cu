@@ -149,7 +149,8 @@ static void meter_of(const Buffers &b)
 
 int check_meter()
 {
-    static const struct emu_schedule schedules[] = {{EMU_LINEAR, 1, 1, 1}, {EMU_REVERSE, 1, 2, 1}, {EMU_RANDOM, 5, 2, 2}};
+    static const struct emu_schedule schedules[] = {
+        {EMU_LINEAR, 1, 1, 1, 0}, {EMU_REVERSE, 1, 2, 1, 0}, {EMU_RANDOM, 5, 2, 2, 0}};
     failures = 0;
     Buffers b;
     const size_t size = Buffers::kFloats * sizeof(float);
@@ -160,7 +161,7 @@ int check_meter()
         emu_set_schedule(s);
         meter_of(b);
     }
-    emu_set_schedule({EMU_LINEAR, 1, 1, 1});
+    emu_set_schedule({EMU_LINEAR, 1, 1, 1, 0});
     cudaFree(b.x);
     cudaFree(b.y);
     cudaFree(b.counter);

@@ -1,4 +1,5 @@
 // Who runs when: a queue of ready CUDA threads per OS thread, over a few resident clusters of blocks.
+#include <algorithm>
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
@@ -16,7 +17,7 @@ __thread const View *current;
 
 static struct emu_schedule schedule_from_environment()
 {
-    struct emu_schedule s = {EMU_LINEAR, 1, 1, 1};
+    struct emu_schedule s = {EMU_LINEAR, 1, 1, 1, 0};
     if (const char *text = getenv("WELFORD_EMU")) {
         const auto number = [text](const char *name, uint64_t otherwise) {
             const char *found = strstr(text, name);
@@ -26,6 +27,7 @@ static struct emu_schedule schedule_from_environment()
         s.seed = number("seed=", 1);
         s.resident = static_cast<int>(number("resident=", 1));
         s.os_threads = static_cast<int>(number("threads=", 1));
+        s.grid = static_cast<unsigned>(number("grid=", 0));
     }
     return s;
 }
@@ -49,6 +51,11 @@ extern "C" struct emu_schedule emu_schedule(void)
 bool random_order()
 {
     return schedule().order == EMU_RANDOM;
+}
+
+unsigned strided_grid(unsigned blocks)
+{
+    return schedule().grid ? std::min(blocks, schedule().grid) : blocks;
 }
 
 // ---- workers ----

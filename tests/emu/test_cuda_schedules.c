@@ -1,5 +1,5 @@
-/* What the oracle says, and the same bits in whatever order threads and blocks run, however many at a time, on a device of
- * any size. */
+/* What the oracle says, and the same bits in whatever order threads and blocks run, however many at a time, however much of
+ * the work a block does, on a device of any size, wherever the buffers begin, in place or not, alone or in a batch. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,12 +16,14 @@ static const struct {
     const char         *name;
     struct emu_schedule schedule;
     int                 multiprocessors; /* 0: as they are */
+    int                 misalign;        /* elements */
+    bool                in_place;
 } ways[] = {
-    {"in a random order, on two threads", {EMU_RANDOM, 9, 3, 2}, 0}, /* alone where a case is large */
-    {"in reverse order, two clusters at a time", {EMU_REVERSE, 1, 2, 1}, 0},
-    {"in a random order", {EMU_RANDOM, 7, 1, 1}, 0},
-    {"in reverse order, on two threads", {EMU_REVERSE, 1, 1, 2}, 0},
-    {"on a device of 7 multiprocessors", {EMU_LINEAR, 1, 1, 1}, 7},
+    {"in a random order, on two threads, in place", {EMU_RANDOM, 9, 3, 2, 0}, 0, 0, true}, /* first where a case is large */
+    {"in reverse order, all in one block, not aligned", {EMU_REVERSE, 1, 1, 1, 1}, 0, 1, false},
+    {"in a random order, in two blocks, not aligned, in place", {EMU_RANDOM, 7, 2, 1, 2}, 0, 3, true},
+    {"in reverse order, two clusters at a time on two threads", {EMU_REVERSE, 1, 2, 2, 0}, 0, 0, false},
+    {"on a device of 7 multiprocessors, all in one block", {EMU_LINEAR, 1, 1, 1, 1}, 7, 4, false},
 };
 enum { WAYS = sizeof ways / sizeof *ways, LARGE = 12000, JUDGED = 4000 /* elements */ };
 
@@ -34,7 +36,7 @@ static void go(int way)
     if (way >= 0 && ways[way].multiprocessors)
         other.multiprocessors = ways[way].multiprocessors;
     emu_set_device(other);
-    emu_set_schedule(way < 0 ? (struct emu_schedule){EMU_LINEAR, 1, 1, 1} : ways[way].schedule);
+    emu_set_schedule(way < 0 ? (struct emu_schedule){EMU_LINEAR, 1, 1, 1, 0} : ways[way].schedule);
 }
 
 static void same_bits(const Case *c)
@@ -45,13 +47,18 @@ static void same_bits(const Case *c)
     memset(linear, 0, sizeof linear);
     error = error ? error : run_once(c, p, c->variant, linear, NULL);
     for (int way = 0; way < (p->count < LARGE ? WAYS : p->count < 4 * LARGE ? 2 : 1) && !error; way++) {
+        Case changed = *c;
+        changed.misalign = ways[way].misalign;
+        changed.inplace = ways[way].in_place;
         go(way);
-        error = run_once(c, p, c->variant, other, NULL);
+        error = run_once(&changed, p, c->variant, other, NULL);
         if (!error)
             error = raw_differs(c, linear, other, ways[way].name);
         raw_free(other);
     }
     go(-1);
+    if (p->count < LARGE && !error)
+        check_alone(c);
     raw_free(linear);
     problem_free(p);
     if (error)

@@ -18,6 +18,8 @@
 // |                                       |                       | thread: others need a barrier after it                    |
 // | uniform(value)                        | all lanes of a warp   | value, of which every lane has the same: now the compiler |
 // |                                       |                       | knows, and computes what follows from it once for all     |
+// | strided_grid(blocks)                  | host                  | blocks, for a kernel that goes in strides of its grid;    |
+// |                                       |                       | the emulator can be asked for fewer                       |
 // | cluster_rank(), cluster_size()        | any                   | 0 and 1 in a launch without clusters                      |
 // | cluster_sync()                        | all of the cluster    | barrier; orders shared memory of all its blocks           |
 // | cluster_map(s, rank)                  | any, before the last  | s in the block of that rank; a cluster_sync must follow   |
@@ -195,6 +197,11 @@ template <class T> WF_ON_DEVICE shared<T> cluster_map(T *s, unsigned rank)
     (void)rank;
     return s;
 #endif
+}
+
+inline unsigned strided_grid(unsigned blocks)
+{
+    return blocks;
 }
 
 template <class P> const void *entry_point(void (*kernel)(P))

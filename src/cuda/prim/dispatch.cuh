@@ -40,7 +40,7 @@ template <class P> void start(Run &run, dev::LaunchCfg cfg, void (*kernel)(P), c
 // Enough for eight rounds of blocks on the largest device.
 inline unsigned grid_for(int64_t work)
 {
-    return (unsigned)smallest<int64_t>(work, 1 << 14);
+    return dev::strided_grid((unsigned)smallest<int64_t>(work, 1 << 14));
 }
 
 enum class Element { F32, F16, BF16, F64 }; // as wf_dtype
