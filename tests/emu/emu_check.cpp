@@ -120,8 +120,6 @@ static std::string noticed(const Case &c, bool all_schedules, std::string &said)
     std::string first;
     const size_t n = all_schedules ? sizeof schedules / sizeof *schedules : 4;
     for (size_t i = 0; i < n; i++) {
-        if (mode[0] == 'T' && i == 1) // what reversing shows, TSan sees anyway
-            continue;
         said = output_of_child(c, schedules[i]);
         const std::string notice = notice_in(said);
         if (notice != "-")

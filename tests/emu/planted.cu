@@ -13,6 +13,15 @@ __global__ void missing_sync(Args a)
     dev::store(a.y, i, s[63 - i]);
 }
 
+template <unsigned one, unsigned other> __global__ void race_in_a_large_block(Args a)
+{
+    WF_SHARED(float, s, 1);
+    if (threadIdx.x == one)
+        s[0] = 1;
+    if (threadIdx.x == other)
+        dev::store(a.y, 0, s[0]);
+}
+
 __global__ void missing_sync_before_next_write(Args a)
 {
     WF_SHARED(float, s, 64);
@@ -388,6 +397,8 @@ static void overflowing(const Buffers &b)
 // name, launch, and who notices: plain, ASan + UBSan, TSan
 const Case planted_cases[] = {
     {"missing sync", once<missing_sync, 1, 64>, "results", "results", "race"},
+    {"race of neighbors in a block of 512", once<race_in_a_large_block<4, 6>, 1, 512>, "results", "results", "race"},
+    {"race far apart in a block of 512", once<race_in_a_large_block<5, 133>, 1, 512>, "results", "results", "race"},
     {"missing sync before next write", once<missing_sync_before_next_write, 1, 64>, "results", "results", "race"},
     {"sync in a branch", once<sync_in_a_branch, 1, 64>, "divergence", "divergence", "divergence"},
     {"sync in both branches", once<sync_in_both_branches, 1, 64>, "divergence", "divergence", "divergence"},

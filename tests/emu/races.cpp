@@ -1,5 +1,9 @@
 // What TSan is told. One TSan fiber per CUDA thread, and switches between them order nothing: two accesses are ordered by
 // collectives, by fences with atomics, and by the begin and the end of a launch alone. Without TSan all of this is empty.
+//
+// clang's TSan tells 255 fibers apart; with more it forgets what it has seen. So threads of a large block share fibers, which
+// hides races between those that share one and invents none: in reverse order neighbors do, else threads that are far apart, so
+// that both orders together see what any two threads of a block do (nearly so in clusters of 8).
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -28,6 +32,15 @@ static char *token_address(const Block &b, int token)
     return b.slab + slab_size(b) - kTokenRoom + 8 * token;
 }
 
+constexpr size_t kFibers = 128; // of a cluster; fences and the emulator's own need some, too
+
+// The thread whose fiber thread i of the block has.
+static size_t fiber_of(const Block &b, size_t i)
+{
+    const size_t n = b.threads.size(), most = kFibers / b.cluster->blocks.size(), each = (n + most - 1) / most;
+    return emu_schedule().order == EMU_REVERSE ? i / each * each : i % ((n + each - 1) / each);
+}
+
 void races_launch_begins(Context &of_scheduler)
 {
     scheduler = &of_scheduler;
@@ -54,7 +67,8 @@ void races_block_begins(Block &b)
     for (size_t i = 0; i < b.threads.size(); i++) {
         Thread &t = b.threads[i];
         t.context.stack = {b.slab + SharedMemory::kRoom + kStackSize * i, kStackSize};
-        t.context.race_fiber = tsan_create();
+        const size_t whose = fiber_of(b, i);
+        t.context.race_fiber = whose == i ? tsan_create() : b.threads[whose].context.race_fiber;
         t.fence_fiber = nullptr;
         t.atomics_read.clear();
     }
@@ -63,8 +77,10 @@ void races_block_begins(Block &b)
 
 void races_block_ends(Block &b)
 {
-    for (Thread &t : b.threads) {
-        ended->push_back(t.context.race_fiber);
+    for (size_t i = 0; i < b.threads.size(); i++) {
+        const Thread &t = b.threads[i];
+        if (fiber_of(b, i) == i)
+            ended->push_back(t.context.race_fiber);
         if (t.fence_fiber)
             ended->push_back(t.fence_fiber);
     }
