@@ -104,6 +104,7 @@ STATIC   := $(O)/libwelford.a
 SHARED   := $(O)/libwelford.so.$(VERSION)
 LINKS    := $(O)/libwelford.so.$(MAJOR) $(O)/libwelford.so
 TEST_OBJ := $(patsubst %.c,$(O)/%.o,$(wildcard tests/*.c tests/onnx/*.c) $(if $(call on,CUDA),tests/emu/device_call.c))
+CONTRACT := $(if $(call on,CUDA),$(O)/tests/emu/correct.cu.o $(O)/tests/emu/run_case.cu.o)
 REPLAY   := $(O)/tests/fuzz/fuzz_replay
 HELPERS  := $(patsubst %.c,$(O)/%.o,$(filter-out tests/main.c tests/test_%.c,$(wildcard tests/*.c)))
 FINDS    := $(wildcard tests/fuzz/corpus)
@@ -136,6 +137,10 @@ $(O)/src/cuda/%.o: src/cuda/%.cu $(O)/flags
 	@mkdir -p $(@D); echo "  NVCC    $(@:$(O)/%=%)"
 	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@ > $@.ptxas 2>&1 || { grep -v '^ptxas info' $@.ptxas; exit 1; }
 	@! grep -B 2 -E '[1-9][0-9]* bytes spill' $@.ptxas || { echo "$<: registers spill"; rm -f $@; exit 1; }
+
+$(O)/tests/emu/%.cu.o: tests/emu/%.cu $(O)/flags
+	@mkdir -p $(@D); echo "  NVCC    $(@:$(O)/%=%)"
+	$(Q)$(NVCC) $(NVCC_FLAGS) -Isrc/cuda/prim -MMD -MP -MF $(@:.o=.d) -c $< -o $@ > $@.ptxas 2>&1 || { cat $@.ptxas; exit 1; }
 
 $(STATIC): $(LIB_OBJ)
 	@echo "  AR      $(@:$(O)/%=%)"; rm -f $@
@@ -181,7 +186,7 @@ $(EMU)/$1/check_cuda: $(EMU_PROOFS) $(O)/tests/helpers.a $(HOST_OBJ) $(CUDA_SRC:
 endef
 $(foreach mode,plain asan tsan,$(eval $(call emu_program,$(mode))))
 
-$(EMU)/plain/check: $(TEST_OBJ) $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/plain/%.o) $(EMU_RUNTIME_plain)
+$(EMU)/plain/check: $(TEST_OBJ) $(CONTRACT:$(O)/tests/emu/%=$(EMU)/plain/%) $(HOST_OBJ) $(CUDA_SRC:%.cu=$(EMU)/plain/%.o) $(EMU_RUNTIME_plain)
 	@echo "  LINK    emu/plain/check"
 	$(Q)$(EMU_CXX_plain) $^ -o $@ $(EMU_LIBS)
 
@@ -205,7 +210,7 @@ meter: $(EMU)/plain/check_cuda  ## what the CUDA kernels move: prints the table 
 	@$< --meter | tee docs/meter.md
 
 # Elsewhere:  WELFORD_TEST_QUICK=1 build/tests/check --gpu SUITE...  and  tests/tools/sanitize-gpu build/tests/check SUITE...
-GPU_SUITES = $(CUDA_SUITES) bits gpu gpu_large
+GPU_SUITES = $(CUDA_SUITES) bits primitives gpu gpu_large
 check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite, all at once; SKIP where there is none (QUICK=0: every case)
 	@$(if $(filter 0,$(QUICK)),,WELFORD_TEST_QUICK=1) OMP_WAIT_POLICY=passive $< --gpu $(GPU_SUITES)
 
@@ -244,9 +249,9 @@ check-torch: all  ## compare every operation with PyTorch (Debian's python3-torc
 static     = $(if $(wildcard $(shell gcc -print-file-name=lib$1.a)),-l:lib$1.a,-l$1)
 CHECK_LIBS = $(filter-out -lsubunit,$(shell pkg-config --libs check)) -Wl,--as-needed $(call static,subunit) $(call static,quadmath) \
              $(if $(filter -lgomp,$(PRIVATE_LIBS)),$(call static,gomp))
-$(O)/tests/check: $(TEST_OBJ) $(STATIC)
+$(O)/tests/check: $(TEST_OBJ) $(CONTRACT) $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
-	$(Q)$(CC) $(LINK_FLAGS) $(TEST_OBJ) $(STATIC) -o $@ $(CHECK_LIBS) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lm
+	$(Q)$(CC) $(LINK_FLAGS) $^ -o $@ $(CHECK_LIBS) $(OPENMP_FLAG) -pthread $(CUDA_LIBS) -lm
 
 $(O)/tests/smoke: $(O)/tests/aarch64/smoke.o $(O)/tests/untyped.o $(STATIC)
 	@echo "  LINK    $(@:$(O)/%=%)"
@@ -372,4 +377,4 @@ FORCE:
 .DELETE_ON_ERROR:
 
 .PHONY: check-cuda check-cuda-asan check-cuda-tsan check-cuda-proofs check-gpu sanitize-gpu meter
--include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(FUZZ_OBJ) $(HELPERS) $(EMU_PROOFS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d
+-include $(patsubst %.o,%.d,$(LIB_OBJ) $(TEST_OBJ) $(CONTRACT) $(FUZZ_OBJ) $(HELPERS) $(EMU_PROOFS) $(REPLAY).o $(DEMO_OBJ) $(EXAMPLES:=.o)) $(O)/tests/aarch64/smoke.d

@@ -1,4 +1,8 @@
-// Correct kernels, which nobody may complain about, and what they give.
+// Correct kernels, which nobody may complain about, and what they give: the contract of device.cuh, which the emulator and a
+// GPU (tests/test_primitives.c) are held to by this one source.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "emu_check.hpp"
 
 static constexpr unsigned kAll = 0xffffffffu;
@@ -156,6 +160,145 @@ __global__ void much_shared_in_parts(Args a) // 200 KiB
     dev::store(a.y, threadIdx.x, f[63 - threadIdx.x] + v[63 - threadIdx.x].v[3]);
 }
 
+// ---- global memory: 256 floats for each of a grid's blocks of 64 threads, copied as T, N at a time ----
+
+template <class T, class F> WF_ON_DEVICE dev::global<T> as(dev::global<F> h)
+{
+    return dev::global<T>(reinterpret_cast<T *>(dev::address(h)));
+}
+
+template <class T, int N> WF_ON_DEVICE void copy16(Args a, unsigned block, int way)
+{
+    constexpr int each = 16 / static_cast<int>(sizeof(T));
+    const dev::global<const T> from = as<const T>(a.x);
+    const dev::global<T> to = as<T>(a.y);
+    const int64_t begin = (64 * static_cast<int64_t>(block) + threadIdx.x) * each;
+    for (int64_t i = begin; i < begin + each; i += N) {
+        if (way == 0)
+            dev::store_vec(to, i, dev::load_vec<N>(from, i));
+        else if (way == 1)
+            dev::store_vec_stream(to, i, dev::load_vec_stream<N>(from, i));
+        else
+            for (int j = 0; j < N; j++)
+                way == 2 ? dev::store(to, i + j, dev::load(from, i + j))
+                         : dev::store_stream(to, i + j, dev::load_stream(from, i + j));
+    }
+}
+
+__global__ void every_width(Args a) // 16 blocks
+{
+    const int way = static_cast<int>(blockIdx.x % 4);
+    switch (blockIdx.x / 4) {
+    case 0: return copy16<unsigned char, 4>(a, blockIdx.x, way);
+    case 1: return copy16<unsigned short, 8>(a, blockIdx.x, way);
+    case 2: return copy16<float, 2>(a, blockIdx.x, way);
+    default: return copy16<double, 1>(a, blockIdx.x, way);
+    }
+}
+
+__global__ void words(Args a) // 2 blocks
+{
+    const int64_t i = 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x;
+    const dev::global<const unsigned short> from = as<const unsigned short>(a.x);
+    const auto w = blockIdx.x ? dev::load_words<8, true>(from, 8 * i) : dev::load_words<8, false>(from, 8 * i);
+    for (int k = 0; k < 4; k++)
+        dev::store(as<uint32_t>(a.y), 4 * i + k, w.v[k]);
+}
+
+// In place, by either kind of access: what a thread wrote it reads.
+__global__ void a_thread_sees_its_writes(Args a)
+{
+    const int64_t i = threadIdx.x;
+    dev::store_stream(a.y, i, dev::load(a.x, i));
+    dev::store(a.y, i, dev::load_stream(a.y, i) + 1);
+    dev::store_stream(a.y, i, dev::load(a.y, i) + 1);
+    dev::store(a.y, i, dev::load(a.y, i) + 1);
+}
+
+// ---- shared memory ----
+
+__global__ void arrays_are_aligned(Args a)
+{
+    WF_SHARED(unsigned char, bytes, 3);
+    WF_SHARED(float, floats, 5);
+    WF_DYN_SHARED(double, doubles);
+    const auto of16 = [](const void *p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+    const unsigned char *b = bytes;
+    const float *f = floats;
+    const double *d = doubles;
+    dev::store(a.y, threadIdx.x, of16(b) && of16(f) && of16(d) ? 1.f : 0.f);
+}
+
+__global__ void copies_into_two_slots(Args a) // a ring, the latest copy still on its way; 4 floats a thread and slot
+{
+    WF_SHARED(float, ring, 3 * 256);
+    const int mine = 4 * static_cast<int>(threadIdx.x);
+    for (int k = 0; k < 2; k++) {
+        dev::cp_async16(ring + 256 * k + mine, a.x, 256 * k + mine);
+        dev::cp_async_commit();
+    }
+    float sum = 0;
+    for (int k = 0; k < 4; k++) {
+        if (k + 2 < 4)
+            dev::cp_async16(ring + 256 * ((k + 2) % 3) + mine, a.x, 256 * (k + 2) + mine);
+        dev::cp_async_commit();
+        dev::cp_async_wait<2>(); // no barrier: a thread reads its own
+        for (int j = 0; j < 4; j++)
+            sum += ring[256 * (k % 3) + mine + j];
+    }
+    dev::store(a.y, threadIdx.x, sum);
+}
+
+// ---- warps, blocks, clusters ----
+
+__global__ void uniform_values(Args a)
+{
+    const unsigned warp = dev::uniform(threadIdx.x / 32 + 5);
+    const uint64_t large = dev::uniform((static_cast<uint64_t>(threadIdx.x / 32) << 40) + 7);
+    dev::store(a.y, threadIdx.x, static_cast<float>(warp) + static_cast<float>(large >> 40) + static_cast<float>(large & 7));
+}
+
+// The barrier, rank, size and map are a block's own where there are no clusters.
+__global__ void cluster_of_one(Args a)
+{
+    WF_SHARED(float, s, 256);
+    s[threadIdx.x] = static_cast<float>(threadIdx.x + dev::cluster_rank());
+    dev::cluster_sync();
+    const float other = dev::cluster_map(s, 0)[255 - threadIdx.x];
+    dev::cluster_sync();
+    dev::store(a.y, 256 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, other * static_cast<float>(dev::cluster_size()));
+}
+
+__global__ void ranks_of_a_cluster(Args a)
+{
+    dev::store(a.y, 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x,
+               static_cast<float>(10 * dev::cluster_size() + dev::cluster_rank()));
+}
+
+// ---- arithmetic: the host's bits, with subnormal numbers and without contraction ----
+
+WF_HOST_DEVICE float computed(float x, int i)
+{
+    const float third = x / 3, small = x * 1e-42f;
+    const double precise = static_cast<double>(x) / 3;
+    switch (i % 8) {
+    case 0: return sqrtf(x) / (third + 1);
+    case 1: return third * third - third;
+    case 2: return fmaf(third, third, -third);
+    case 3: return small * 1e38f;
+    case 4: return __half2float(__float2half_rn(third));
+    case 5: return __bfloat162float(__float2bfloat16_rn(third));
+    case 6: return static_cast<float>(1 / sqrt(precise + 1) - precise * precise);
+    default: return static_cast<float>(fma(precise, precise, -precise) * ldexp(1.0, -i % 40));
+    }
+}
+
+__global__ void arithmetic(Args a)
+{
+    const int i = static_cast<int>(blockIdx.x * 64 + threadIdx.x);
+    dev::store(a.y, i, computed(dev::load(a.x, i), i));
+}
+
 static float at(int i)
 {
     return static_cast<float>(i);
@@ -176,5 +319,14 @@ const Case correct_cases[] = {
     {"two kernels", two_kernels, 0, 0, 0, [](int i) { return i < 64 ? 8.f : 2.f; }, 320},
     {"vectors in place", vectors_of_one_buffer, 0, 0, 0, [](int) { return 1.f; }, 1024},
     {"much shared in parts", once<much_shared_in_parts, 1, 64, 200 * 1024>, 0, 0, 0, [](int i) { return at(67 - i); }, 64},
+    {"every width", once<every_width, 16, 64>, 0, 0, 0, at, 4096},
+    {"words", once<words, 2, 64>, 0, 0, 0, at, 512},
+    {"a thread sees its writes", once<a_thread_sees_its_writes, 1, 64>, 0, 0, 0, [](int i) { return at(i + 3); }, 64},
+    {"arrays are aligned", once<arrays_are_aligned, 1, 64, 64>, 0, 0, 0, [](int) { return 1.f; }, 64},
+    {"copies into two slots", once<copies_into_two_slots, 1, 64>, 0, 0, 0, [](int i) { return at(64 * i + 6168); }, 64},
+    {"uniform values", once<uniform_values, 1, 128>, 0, 0, 0, [](int i) { return at(12 + 2 * (i / 32)); }, 128},
+    {"cluster of one", once<cluster_of_one, 2, 256>, 0, 0, 0, [](int i) { return at(255 - i % 256); }, 512},
+    {"ranks of a cluster", once<ranks_of_a_cluster, 16, 64, 0, 8>, 0, 0, 0, [](int i) { return at(80 + i / 64 % 8); }, 1024},
+    {"arithmetic", once<arithmetic, 16, 64>, 0, 0, 0, [](int i) { return computed(at(i), i); }, 1024},
     {},
 };

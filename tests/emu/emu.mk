@@ -5,7 +5,7 @@ EMU       := $(BUILD)/emu
 EMU_BASE  := -std=c++17 -g -Wall -Wextra -Werror -DWF_EMU -fno-strict-aliasing -ffp-contract=off -pthread \
              -isystem $(CUDA_HOME)/include -Iinclude -Isrc -Isrc/cuda/prim -Itests/emu
 EMU_SRC   := $(addprefix tests/emu/,context.cpp scheduler.cpp races.cpp collectives.cpp memory.cpp cudart.cpp graphs.cpp meter.cpp)
-EMU_TEST  := $(addprefix tests/emu/,planted.cu correct.cu metered.cu emu_check.cpp)
+EMU_TEST  := $(addprefix tests/emu/,planted.cu correct.cu run_case.cu metered.cu emu_check.cpp)
 
 # g++ finds more undefined behaviour; clang's TSan is many times as fast.
 EMU_CXX_plain := g++

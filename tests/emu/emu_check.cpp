@@ -1,13 +1,11 @@
 // Runs every case in processes of its own, in several schedules, and compares what was noticed with what should be.
 //   emu_check [-v] [part of a case's name]
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <vector>
 
 #include "emu_check.hpp"
 #include "emu_control.h"
@@ -33,42 +31,6 @@ static const struct emu_schedule schedules[] = {
     {EMU_RANDOM, 2, 1, 2, 0},
 };
 
-// In the child: run, and print a word about the results.
-static void run(const Case &c, struct emu_schedule schedule)
-{
-    std::vector<float> x(Buffers::kFloats), y(Buffers::kFloats);
-    for (size_t i = 0; i < x.size(); i++)
-        x[i] = static_cast<float>(i);
-    const size_t size = x.size() * sizeof(float), counter_size = 16 * sizeof(unsigned);
-    Buffers b;
-    cudaMalloc(reinterpret_cast<void **>(&b.x), size);
-    cudaMalloc(reinterpret_cast<void **>(&b.y), size);
-    cudaMalloc(reinterpret_cast<void **>(&b.counter), counter_size);
-    cudaMemcpy(b.x, x.data(), size, cudaMemcpyHostToDevice);
-    cudaMemset(b.y, 0, size);
-    cudaMemset(b.counter, 0, counter_size);
-    emu_set_schedule(schedule);
-    c.run(b);
-    if (const cudaError_t error = cudaGetLastError()) {
-        printf("error: %s\n", cudaGetErrorString(error));
-        return;
-    }
-    unsigned counter[16];
-    cudaMemcpy(y.data(), b.y, size, cudaMemcpyDeviceToHost);
-    cudaMemcpy(counter, b.counter, counter_size, cudaMemcpyDeviceToHost);
-    uint64_t hash = counter[0];
-    bool nan = false, right = true;
-    for (int i = 0; i < Buffers::kFloats; i++) {
-        const float v = y[static_cast<size_t>(i)];
-        uint32_t bits;
-        memcpy(&bits, &v, sizeof bits);
-        hash = (hash ^ bits) * 0x100000001b3u;
-        nan |= std::isnan(v);
-        right &= !c.expected || v == (i < c.count ? c.expected(i) : 0.f);
-    }
-    printf("%s %016llx\n", nan ? "nan" : right ? "done" : "wrong", static_cast<unsigned long long>(hash));
-}
-
 static std::string output_of_child(const Case &c, struct emu_schedule schedule)
 {
     int ends[2];
@@ -81,7 +43,10 @@ static std::string output_of_child(const Case &c, struct emu_schedule schedule)
         dup2(ends[1], 2);
         close(ends[0]);
         alarm(30);
-        run(c, schedule);
+        char said[200];
+        emu_set_schedule(schedule);
+        run_case(c, said, sizeof said);
+        puts(said);
         fflush(stdout);
         _exit(0);
     }
