@@ -62,8 +62,8 @@ bool run_named(const Case *c, const Problem *p, Raw out[OUTPUT_COUNT])
     return true;
 }
 
-/* WELFORD_TEST_PART=i/n: of n parts the i-th. A quick run on the emulator is a part of what one on a GPU is. None takes a
- * sparse map to the device. */
+/* WELFORD_TEST_PART=i/n: of n parts the i-th. A quick run on the emulator is a part of what one on a GPU is. None has what the
+ * build lacks, or takes a sparse map to the device. */
 bool left_out(const Case *c)
 {
     static int turn, part, parts; /* parts: no divisor of what the tests count through */
@@ -75,7 +75,8 @@ bool left_out(const Case *c)
         if (given && (sscanf(given, "%d/%d", &part, &parts) != 2 || part < 0 || part >= parts))
             ck_abort_msg("WELFORD_TEST_PART=%s", given);
     }
-    return turn++ % parts != part || c->rows * (c->x_stride + c->y_stride + c->dx_stride + c->dy_stride) > 1 << 24;
+    return turn++ % parts != part || !in_build(c) ||
+           c->rows * (c->x_stride + c->y_stride + c->dx_stride + c->dy_stride) > 1 << 24;
 }
 
 /* By way of its line: what a failure prints is what was run, and fields that the norm does not have are dropped. */

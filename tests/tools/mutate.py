@@ -120,10 +120,15 @@ OPERATORS = [changed_comparison, constant_off_by_one, dropped_term, dropped_stat
              negated_condition]
 
 
-def draw(count, seed, sources=None):
+def mutant_of(name, path, text, start, end, new):
+    line = text.count("\n", 0, start) + 1
+    return {"operator": name, "path": path, "line": line, "start": start, "end": end, "new": new, "old": text[start:end],
+            "text": text.splitlines()[line - 1].strip()}
+
+
+def draw(count, seed):
     """Endless (for our purposes) draw: first an operator, then one of its places, so that rare operators have their turn."""
-    sources = sources or \
-        sorted(glob.glob("src/*.c") + glob.glob("src/*.h") + glob.glob("src/common/*.h") + glob.glob("src/cpu/*.[ch]"))
+    sources = sorted(glob.glob("src/*.c") + glob.glob("src/*.h") + glob.glob("src/common/*.h") + glob.glob("src/cpu/*.[ch]"))
     places = {operator: [] for operator in OPERATORS}
     texts = {}
     for path in sources:
@@ -141,10 +146,7 @@ def draw(count, seed, sources=None):
             continue
         drawn.add(place)
         path, start, end, new = place
-        text = texts[path]
-        line = text.count("\n", 0, start) + 1
-        yield {"operator": operator.__name__, "path": path, "line": line, "start": start, "end": end, "new": new,
-               "old": text[start:end], "text": text.splitlines()[line - 1].strip()}
+        yield mutant_of(operator.__name__, path, texts[path], start, end, new)
 
 
 # ---- trying one ----
@@ -167,7 +169,7 @@ def run(command, limit, cwd, quick=False):
 def failing_test(output):
     """The first failure that Check reports: file:line:F:case:test:n: ..."""
     m = re.search(r"^\S+?([\w.]+):\d+:[FE]:([^:]+):(\w+):\d+:(.*)", output, flags=re.M)
-    return "the test program" if not m else m[3] + ", time limit" * ("timeout expired" in m[4])
+    return "the test program" if not m else m[3] + ", time limit" * bool(re.search("timeout expired|CPU time", m[4]))
 
 
 # Unused variables and the like are no errors here: they are not how a mistake should be noticed. Wrong types are.
