@@ -196,38 +196,6 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
     }
 }
 
-/* One segment of one block of rows. */
-static void backward_block(const struct layernorm_backward_run *r, int64_t block, int64_t segment)
-{
-    const struct layernorm_backward *p = r->p;
-    const int64_t begin = segment * SEGMENT, end = r->segments > 1 ? min64(begin + SEGMENT, p->cols) : p->cols;
-    const int64_t last = min64((block + 1) * r->block_rows, p->rows), padded = ceil_div(end - begin, LANES) * LANES;
-    real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
-    for (int64_t first = block * r->block_rows; first < last; first += STRIP_ROWS) {
-        real *const  sums = first == block * r->block_rows ? total : strip;
-        struct sweep s = {.n = end - begin, .stream = r->stream};
-        s.gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
-        s.dgamma = p->dgamma ? sums : NULL;
-        s.dbeta = p->dbeta ? sums + r->padded : NULL;
-        s.ahead_x = r->ahead * p->x_stride * size_of(p->x_dtype);
-        s.ahead_dy = r->ahead * p->dy_stride * size_of(p->x_dtype);
-        for (int k = 0; k < 2; k++)
-            fill(sums + k * r->padded, padded, 0);
-        backward_rows(r, first, min64(first + STRIP_ROWS, last), begin, &s);
-        for (int k = 0; k < 2 && sums == strip; k++)
-            for (int64_t i = 0; i < padded; i += PAIR)
-                add_pair(total + k * r->padded + i, pair_load(REAL_DTYPE, REAL_DTYPE, (char *)(strip + k * r->padded + i)));
-    }
-}
-
-static void backward_blocks(void *arg, int64_t begin, int64_t end)
-{
-    const struct layernorm_backward_run *r = arg;
-    for (int64_t i = begin; i < end; i++)
-        backward_block(r, i / r->segments, i % r->segments);
-    stream_fence(r->stream);
-}
-
 /* COLUMNS columns from col, or as many as there are, in the order of the arithmetic type. */
 static void sum_partials(const struct layernorm_backward_run *r, int k, int64_t col, real sum[COLUMNS])
 {
@@ -254,6 +222,40 @@ static void backward_finish(void *arg, int64_t begin, int64_t end)
                 store_gradient(out[k], p->w_dtype, col, n, p->accumulate, sum);
         }
     }
+}
+
+/* One segment of one block of rows. */
+static void backward_block(const struct layernorm_backward_run *r, int64_t block, int64_t segment)
+{
+    const struct layernorm_backward *p = r->p;
+    const int64_t begin = segment * SEGMENT, end = r->segments > 1 ? min64(begin + SEGMENT, p->cols) : p->cols;
+    const int64_t last = min64((block + 1) * r->block_rows, p->rows), padded = ceil_div(end - begin, LANES) * LANES;
+    real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
+    for (int64_t first = block * r->block_rows; first < last; first += STRIP_ROWS) {
+        real *const  sums = first == block * r->block_rows ? total : strip;
+        struct sweep s = {.n = end - begin, .stream = r->stream};
+        s.gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
+        s.dgamma = p->dgamma ? sums : NULL;
+        s.dbeta = p->dbeta ? sums + r->padded : NULL;
+        s.ahead_x = r->ahead * p->x_stride * size_of(p->x_dtype);
+        s.ahead_dy = r->ahead * p->dy_stride * size_of(p->x_dtype);
+        for (int k = 0; k < 2; k++)
+            fill(sums + k * r->padded, padded, 0);
+        backward_rows(r, first, min64(first + STRIP_ROWS, last), begin, &s);
+        for (int k = 0; k < 2 && sums == strip; k++)
+            for (int64_t i = 0; i < padded; i += PAIR)
+                add_pair(total + k * r->padded + i, pair_load(REAL_DTYPE, REAL_DTYPE, (char *)(strip + k * r->padded + i)));
+    }
+    if (r->blocks == 1) /* while they are in cache */
+        backward_finish((void *)(uintptr_t)r, begin / COLUMNS, ceil_div(end, COLUMNS));
+}
+
+static void backward_blocks(void *arg, int64_t begin, int64_t end)
+{
+    const struct layernorm_backward_run *r = arg;
+    for (int64_t i = begin; i < end; i++)
+        backward_block(r, i / r->segments, i % r->segments);
+    stream_fence(r->stream);
 }
 
 static size_t layernorm_backward_plan(const struct layernorm_backward *p, void *workspace,
@@ -293,6 +295,7 @@ static void layernorm_backward(const struct layernorm_backward *p, const struct 
     if (r.segments > 1 && p->dx)
         cpu_parallel(run, p->rows * r.segments, CPU_GRAIN_BYTES / segment_bytes, backward_reduce, &r);
     cpu_parallel(run, r.blocks * r.segments, CPU_GRAIN_BYTES / (segment_bytes * r.block_rows), backward_blocks, &r);
-    if (p->dgamma || p->dbeta)
-        cpu_parallel(run, ceil_div(p->cols, COLUMNS), 1, backward_finish, &r);
+    if (r.blocks != 1 && (p->dgamma || p->dbeta))
+        cpu_parallel(run, ceil_div(p->cols, COLUMNS), CPU_GRAIN_BYTES / (r.blocks + 1) / (COLUMNS * (int64_t)sizeof(real)),
+                     backward_finish, &r);
 }
