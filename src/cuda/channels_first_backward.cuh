@@ -240,7 +240,6 @@ __global__ void __launch_bounds__(THREADS, 5) channelnorm_backward_sums__channel
             dev::store(p.b.sums, at, sum.gx);
             dev::store(p.b.sums, at + p.b.c, sum.g);
         }
-        __syncthreads();
     }
 }
 

@@ -133,7 +133,6 @@ __global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_sums__channel
             dev::store(p.b.sums, at, R(gx[i % V * SUMS_PITCH + i / V]));
             dev::store(p.b.sums, at + p.b.c, R(g[i % V * SUMS_PITCH + i / V]));
         });
-        __syncthreads();
     }
 }
 
