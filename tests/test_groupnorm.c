@@ -23,6 +23,7 @@ static const char *const lines[] = {
     "+groupnorm_backward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6",
     "+groupnorm_backward x=f32 n=2 c=2 hw=65537 groups=1 data=ratio6 null=mean_lo layout=nhwc",
     "+groupnorm_forward x=f32 n=2 c=2 hw=65537 groups=1 data=outlier eps=0 layout=nhwc",
+    "+groupnorm_forward x=f16 w=f32 n=2 c=64 hw=1024 groups=2 seed=35",
     NULL,
 };
 

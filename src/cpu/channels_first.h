@@ -29,16 +29,19 @@ INLINE real value_at(wf_dtype dtype, const struct span *s, int64_t i)
     return dtype == WF_F16 ? (real)wf_f16_to_f32(half) : (real)wf_bf16_to_f32(half);
 }
 
-/* The mean of some values from all over a set: near its mean, and of few bits if they have few. */
+/* The mean of some values from all over a set, about. */
 INLINE real span_guess(wf_dtype dtype, const struct span *s, int64_t begin, int64_t end)
 {
     const int64_t n = end - begin, step = n / SPREAD;
-    real          value[SPREAD] = {0};
+    real          value[SPREAD] = {0}, spread = 0;
     for (int64_t k = 0; k < SPREAD; k++)
-        if (step > 0 || k < n)
+        if (step > 0 || k < n) {
             value[k] = value_at(dtype, s, begin + k * (step > 0 ? step : 1)) / SPREAD;
+            const real d = value[k] - value[0];
+            spread = d > spread ? d : -d > spread ? -d : spread;
+        }
     const real sum = ((value[0] + value[1]) + (value[2] + value[3])) + ((value[4] + value[5]) + (value[6] + value[7]));
-    return step > 0 ? sum : sum * SPREAD / (real)n;
+    return coarse_guess(step > 0 ? sum : sum * SPREAD / (real)n, spread * SPREAD);
 }
 
 /* Sums of d and of d^2, d = x - center. What is left of a line after whole swaths waits until it is worth one: a sum of
@@ -129,20 +132,21 @@ static int32_t span_squares_scaled(const struct span *s, int64_t begin, int64_t 
     return scale;
 }
 
-/* The mean is far from where it was guessed: sweep again, nearer. */
+/* The mean is far from where it was guessed: sweep again, nearer. Or the squares left the range: scaled, about the same
+ * guess, which stays what it would have been. */
 __attribute__((noinline, cold)) static struct moments span_moments_near(const struct span *s, int64_t begin, int64_t end,
-                                                                        real guess)
+                                                                        real *guess)
 {
     for (int sweep = 0;; sweep++) {
         real    sum, squares;
         int32_t scale = 0;
-        FOR_DTYPE(s->dtype, span_squares, s, begin, end, guess, NULL, &sum, &squares);
+        FOR_DTYPE(s->dtype, span_squares, s, begin, end, *guess, NULL, &sum, &squares);
         if (!moments_in_range(squares))
-            scale = span_squares_scaled(s, begin, end, guess, &sum, &squares);
-        const struct moments m = moments_about(guess, sum, squares, scale, end - begin);
+            scale = span_squares_scaled(s, begin, end, *guess, &sum, &squares);
+        const struct moments m = moments_about(*guess, sum, squares, scale, end - begin);
         if (sweep == 3 || !(m.m2 < squares / 2))
             return m;
-        guess = m.mean;
+        *guess = m.mean;
     }
 }
 
@@ -163,10 +167,8 @@ static void bundle_moments(const struct span *s, int64_t sets, int64_t begin, in
         FOR_DTYPE(s->dtype, span_squares, &s[j], begin, end, guess[j], NULL, &sum[j], &squares[j]);
     if (columns_about(guess, sum, squares, end - begin, sets, out, far))
         for (int64_t j = 0; j < sets; j++)
-            if (far[j]) {
-                column_set(out, j, span_moments_near(&s[j], begin, end, guess[j]));
-                guess[j] = out->mean[j];
-            }
+            if (far[j])
+                column_set(out, j, span_moments_near(&s[j], begin, end, &guess[j]));
 }
 
 static void reduce_bundle(const struct channelnorm_forward_run *r, const struct bundle *b, struct columns *out)

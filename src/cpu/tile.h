@@ -64,6 +64,22 @@ static inline vector swath_vector(const real *x, int g, int k)
     return v;
 }
 
+/* ---- guesses ---------------------------------------------------------------------------------------------------- */
+
+/* mean, cut to a multiple of an eighth of the spread or less, so that the deviations from it have as few bits as the values:
+ * low bits that all of them shared would be rounded the same way again and again (16-bit values missed the bar by that). */
+INLINE real coarse_guess(real mean, real spread)
+{
+    const real whole = REAL_SIZE == 8 ? 0x1.8p52 : 0x1.8p23f; /* added to less, it leaves the nearest integer */
+    real_int   bits;
+    real       power;
+    memcpy(&bits, &spread, sizeof bits);
+    bits &= REAL_SIZE == 8 ? (real_int)0x7ff0000000000000 : (real_int)0x7f800000;
+    memcpy(&power, &bits, sizeof power);
+    const real quantum = power / 8, count = mean / quantum;
+    return count > -whole / 4 && count < whole / 4 ? ((count + whole) - whole) * quantum : mean;
+}
+
 /* ---- trees ------------------------------------------------------------------------------------------------------ */
 
 /* The left part of n > leaf values: the largest leaf * 2^k below n. Cutting at any multiple of leaf * 2^k beforehand
