@@ -14,6 +14,8 @@ static const char *const lines[] = {
     "+batchnorm_backward x=f32 n=2 c=131073 hw=2 layout=nhwc",
     "+batchnorm_train x=f32 n=2 c=2 hw=65537 data=ratio6",
     "+batchnorm_backward x=f32 n=2 c=2 hw=65537 data=ratio6",
+    "batchnorm_train x=f32 n=4000 c=16 hw=2 eps=0 seed=3",
+    "batchnorm_train x=f64 n=4000 c=16 hw=3 eps=0 seed=2",
     "+batchnorm_backward x=f32 n=2 c=2 hw=65537 data=ratio6 null=mean_lo layout=nhwc",
     "+batchnorm_train x=f32 n=2 c=2 hw=65537 data=outlier eps=0 layout=nhwc",
     "+batchnorm_infer x=f32 n=65537 c=3 hw=1",

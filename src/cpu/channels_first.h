@@ -150,12 +150,23 @@ __attribute__((noinline, cold)) static struct moments span_moments_near(const st
     }
 }
 
+/* Values of a set that are swept at once: a power of two, so that SEGMENT is one of its tree's parts. The first lanes get a
+ * value more of each run, or all of short ones; they get no more than those of LEAF values do. */
+static int64_t leaf_of(const struct span *s)
+{
+    int64_t run = 1;
+    while (run < 2 * LANES && run * 2 <= s->run)
+        run *= 2;
+    return LEAF / (2 * LANES) * run;
+}
+
 /* Values [begin, end) of each set. A guess that was wrong is corrected for the values that follow. */
 static void bundle_moments(const struct span *s, int64_t sets, int64_t begin, int64_t end, real *guess, struct columns *out)
 {
-    if (end - begin > LEAF) {
+    const int64_t leaf = leaf_of(s);
+    if (end - begin > leaf) {
         struct columns right;
-        const int64_t  left = tree_split(end - begin, LEAF);
+        const int64_t  left = tree_split(end - begin, leaf);
         bundle_moments(s, sets, begin, begin + left, guess, out);
         bundle_moments(s, sets, begin + left, end, guess, &right);
         columns_merge(out, left, &right, end - begin - left, sets);

@@ -5,7 +5,7 @@
  * the next bundle is fetched. Larger sets are cut into segments. */
 
 enum {
-    LEAF = 4 * TILE,         /* values of a set that are swept at once; at most 128 for each lane */
+    LEAF = 4 * TILE,         /* values of a long line that are swept at once; 128 for each lane */
     BUNDLE_SETS = 64,        /* at most COLUMNS */
     BUNDLE_BYTES = 1 << 17,  /* of several sets, so that the next bundle fits the cache too */
     WHOLE_BYTES = 1 << 22,   /* of a set that one thread takes, where there are enough: from memory once, then from L3 */
