@@ -5,6 +5,13 @@
 
 /* ---- reduce ----------------------------------------------------------------------------------------------------- */
 
+/* Values 0, 1, ... lie in runs of `run` consecutive elements, `stride` elements from run to run. */
+struct span {
+    const void *data;
+    wf_dtype    dtype;
+    int64_t     run, stride;
+};
+
 static struct span span_of(const struct channelnorm_forward_run *r, int64_t set)
 {
     const struct channelnorm_shape *s = &r->g.s;

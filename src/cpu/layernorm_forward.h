@@ -123,7 +123,7 @@ static struct moments row_moments(const struct layernorm_forward *p, int64_t row
         return (struct moments){0, 0, d.squares, scale};
     if (d.sum * (d.sum / (real)n) <= d.squares / 2)
         return moments_about(center, d.sum, d.squares, scale, n);
-    return span_moments(&(struct span){x, p->x_dtype, n, n}, 0, n, true);
+    return run_moments(x, p->x_dtype, 0, n);
 }
 
 static struct stats finish_row(const struct layernorm_forward *p, int64_t row, struct moments m)

@@ -4,9 +4,8 @@
  *
  * | primitive                      | what it does                                                                      |
  * | load, store                    | a run of any dtype from and to memory; load gives memory itself where it can      |
- * | span_load                      | up to TILE values of a set whose values lie in runs at a stride                   |
  * | tile_sum, tile_moments         | reduce one tile                                                                   |
- * | span_moments                   | reduce a set of any length: tiles, merged as a tree                               |
+ * | run_moments                    | reduce a run of any length: tiles, merged as a tree                               |
  * | tree_split                     | where every tree here divides                                                     |
  * | row_sum_tree                   | sum of partial rows, element by element, as a tree                                |
  */
@@ -129,12 +128,6 @@ static inline const real *load(const void *data, wf_dtype dtype, int64_t index, 
     return buffer;
 }
 
-/* Where to compute n values that store() will then put at data[index]: memory itself if it holds reals, else buffer. */
-static inline real *store_target(void *data, wf_dtype dtype, int64_t index, bool stream, real *buffer)
-{
-    return is_real(dtype) && !stream ? (real *)(uintptr_t)at_element(data, dtype, index) : buffer;
-}
-
 INLINE void store_values(wf_dtype dtype, char *to, const real *from, int64_t n)
 {
     int64_t i = 0;
@@ -206,31 +199,6 @@ static inline void store_gradient(void *data, wf_dtype dtype, int64_t index, int
         store(data, dtype, index, out, n, false);
 }
 
-/* ---- sets of values --------------------------------------------------------------------------------------------- */
-
-/* Values 0, 1, ... lie in runs of `run` consecutive elements, `stride` elements from run to run. */
-struct span {
-    const void *data;
-    wf_dtype    dtype;
-    int64_t     run, stride;
-};
-
-/* Values [begin, begin + n), n <= TILE. */
-static const real *span_load(const struct span *s, int64_t begin, int64_t n, real *buffer)
-{
-    int64_t run = begin / s->run, in_run = begin - run * s->run;
-    if (in_run + n <= s->run)
-        return load(s->data, s->dtype, run * s->stride + in_run, n, buffer);
-    for (int64_t done = 0; done < n; run++, in_run = 0) {
-        const int64_t left = n - done, part = s->run - in_run < left ? s->run - in_run : left;
-        const real   *from = load(s->data, s->dtype, run * s->stride + in_run, part, buffer + done);
-        if (from != buffer + done)
-            memcpy(buffer + done, from, (size_t)part * sizeof(real));
-        done += part;
-    }
-    return buffer;
-}
-
 /* ---- reductions ------------------------------------------------------------------------------------------------- */
 
 /* sum x - shift; exactly 0 if all are shift. */
@@ -299,29 +267,28 @@ static inline struct moments moments_about(real center, real sum, real squares, 
 }
 
 /* Two sweeps. The first mean is rough (its sum, from the first value, is exact only for constant data); the second
- * sweep's sum of deviations corrects it. centered: about the mean; else about 0. */
-static struct moments tile_moments(const real *x, int64_t n, bool centered)
+ * sweep's sum of deviations corrects it. */
+static struct moments tile_moments(const real *x, int64_t n)
 {
-    const real     center = centered ? x[0] + tile_sum(x, n, x[0]) / (real)n : 0;
-    struct moments m = {0, 0, 0, 0};
-    real           sum;
-    tile_squares(x, n, center, &sum, &m.m2);
-    if (!moments_in_range(m.m2))
-        tile_squares_scaled(x, n, center, &sum, &m.m2, &m.scale);
-    return centered ? moments_about(center, sum, m.m2, m.scale, n) : m;
+    const real center = x[0] + tile_sum(x, n, x[0]) / (real)n;
+    real       sum, squares;
+    int32_t    scale = 0;
+    tile_squares(x, n, center, &sum, &squares);
+    if (!moments_in_range(squares))
+        tile_squares_scaled(x, n, center, &sum, &squares, &scale);
+    return moments_about(center, sum, squares, scale, n);
 }
 
-/* Values [begin, end), begin < end. */
-static struct moments span_moments(const struct span *s, int64_t begin, int64_t end, bool centered)
+/* n > 0 values from data[index]: tiles, merged as a tree. */
+static struct moments run_moments(const void *data, wf_dtype dtype, int64_t index, int64_t n)
 {
-    const int64_t n = end - begin;
     if (n <= TILE) {
         real buffer[TILE];
-        return tile_moments(span_load(s, begin, n, buffer), n, centered);
+        return tile_moments(load(data, dtype, index, n, buffer), n);
     }
     const int64_t        left = tree_split(n, TILE);
-    const struct moments a = span_moments(s, begin, begin + left, centered);
-    const struct moments b = span_moments(s, begin + left, end, centered);
+    const struct moments a = run_moments(data, dtype, index, left);
+    const struct moments b = run_moments(data, dtype, index + left, n - left);
     return moments_merge(a, left, b, n - left);
 }
 
