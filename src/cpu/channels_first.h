@@ -51,39 +51,64 @@ INLINE real span_guess(wf_dtype dtype, const struct span *s, int64_t begin, int6
     return coarse_guess(step > 0 ? sum : sum * SPREAD / (real)n, spread * SPREAD);
 }
 
-/* Sums of d and of d^2, d = x - center. What is left of a line after whole swaths waits until it is worth one: a sum of
- * four terms has no preferred last bits, while a square of few bits has (it is 0 or 1 modulo 4), and adding many such to a
- * large sum would round down more often than up. */
+/* Sums of d and of d^2, d = x - center: [ALL] of trees of 32, two of 16 in [SOME]. So a large square is rounded some ten
+ * times, not with each of the small ones after it: these may be alike, and then all roundings go one way. What is left of a
+ * line waits in [REST] until it is worth a swath: a sum of four terms has no preferred last bits, while a square of few bits
+ * has (it is 0 or 1 modulo 4), and adding many such to a large sum would round down more often than up. */
+enum { ALL, SOME, REST, SUMS, SWATHS = 4 };
 struct squares {
-    struct lanes sum, squares, rest_sum, rest_squares;
-    int          rest; /* LANES values each */
+    struct lanes sum[SUMS], squares[SUMS];
+    int          some, rest; /* of what SOME ever got; LANES values each in REST */
 };
 
-INLINE void squares_flush(struct squares *q)
+INLINE void squares_move(struct squares *q, int to, int from)
 {
     for (int k = 0; k < VECTORS; k++) {
-        q->sum.v[k] += q->rest_sum.v[k];
-        q->squares.v[k] += q->rest_squares.v[k];
-        q->rest_sum.v[k] = q->rest_squares.v[k] = vector_fill(0);
+        q->sum[to].v[k] += q->sum[from].v[k];
+        q->squares[to].v[k] += q->squares[from].v[k];
+        q->sum[from].v[k] = q->squares[from].v[k] = vector_fill(0);
     }
-    q->rest = 0;
 }
 
-/* n consecutive values more. up: factors of d, powers of two; NULL = 1. */
+/* SOME has got more. */
+INLINE void squares_count(struct squares *q)
+{
+    if (++q->some % 2 == 0)
+        squares_move(q, ALL, SOME);
+}
+
+/* The tree of `swaths` of them, 1 or SWATHS, to SOME. up: factors of d, powers of two; NULL = 1. */
+INLINE void squares_swaths(wf_dtype dtype, const char *x, int swaths, vector center, const real *up, struct squares *q)
+{
+    for (int k = 0; k < VECTORS; k++) {
+        vector sum[SWATHS], squares[SWATHS];
+        for (int i = 0; i < swaths; i++) {
+            vector d[4];
+            for (int j = 0; j < 4; j++) {
+                d[j] = vector_load(dtype, x + (i * SWATH + j * LANES + k * WIDTH) * size_of(dtype)) - center;
+                d[j] = up ? d[j] * up[0] * up[1] : d[j];
+            }
+            sum[i] = (d[0] + d[1]) + (d[2] + d[3]);
+            squares[i] = (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]);
+        }
+        q->sum[SOME].v[k] += swaths == 1 ? sum[0] : (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        q->squares[SOME].v[k] += swaths == 1 ? squares[0] : (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    }
+}
+
+/* n consecutive values more. */
 INLINE void squares_add(wf_dtype dtype, const char *x, int64_t n, vector center, const real *up, struct squares *q)
 {
     const int64_t size = size_of(dtype);
-    for (; n >= SWATH; n -= SWATH, x += SWATH * size)
-        for (int k = 0; k < VECTORS; k++) {
-            vector d[4];
-            for (int j = 0; j < 4; j++) {
-                d[j] = vector_load(dtype, x + (j * LANES + k * WIDTH) * size) - center;
-                if (up)
-                    d[j] = d[j] * up[0] * up[1];
-            }
-            q->sum.v[k] += (d[0] + d[1]) + (d[2] + d[3]);
-            q->squares.v[k] += (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]);
-        }
+    for (; n >= SWATHS * SWATH; n -= SWATHS * SWATH, x += SWATHS * SWATH * size) {
+        squares_swaths(dtype, x, SWATHS, center, up, q);
+        squares_count(q);
+    }
+    if (n >= SWATH) {
+        for (; n >= SWATH; n -= SWATH, x += SWATH * size)
+            squares_swaths(dtype, x, 1, center, up, q);
+        squares_count(q);
+    }
     for (; n > 0; n -= LANES, x += LANES * size) {
         for (int k = 0; k < VECTORS; k++) {
             const int64_t left = n - k * WIDTH;
@@ -94,31 +119,35 @@ INLINE void squares_add(wf_dtype dtype, const char *x, int64_t n, vector center,
                 d = vector_first(vector_load_part(dtype, x + k * WIDTH * size, left) - center, left);
             else
                 break;
-            if (up)
-                d = d * up[0] * up[1];
-            q->rest_sum.v[k] += d;
-            q->rest_squares.v[k] += d * d;
+            d = up ? d * up[0] * up[1] : d;
+            q->sum[REST].v[k] += d;
+            q->squares[REST].v[k] += d * d;
         }
         q->rest++;
     }
-    if (q->rest >= SWATH / LANES)
-        squares_flush(q);
+    if (q->rest >= SWATH / LANES) {
+        squares_move(q, SOME, REST);
+        squares_count(q);
+        q->rest = 0;
+    }
 }
 
 INLINE void span_squares(wf_dtype dtype, const struct span *s, int64_t begin, int64_t end, real center, const real *up,
                          real *sum, real *squares)
 {
     const struct lanes zero = lanes_fill(0);
-    struct squares     q = {zero, zero, zero, zero, 0};
+    struct squares     q = {{zero, zero, zero}, {zero, zero, zero}, 0, 0};
     int64_t            run = begin / s->run, in_run = begin - run * s->run;
     for (; begin < end; run++, in_run = 0) {
         const int64_t n = min64(s->run - in_run, end - begin);
         squares_add(dtype, at_element(s->data, dtype, run * s->stride + in_run), n, vector_fill(center), up, &q);
         begin += n;
     }
-    squares_flush(&q);
-    *sum = lanes_sum(q.sum);
-    *squares = lanes_sum(q.squares);
+    if (q.some > 0)
+        squares_move(&q, REST, SOME);
+    squares_move(&q, ALL, REST);
+    *sum = lanes_sum(q.sum[ALL]);
+    *squares = lanes_sum(q.squares[ALL]);
 }
 
 /* Where the plain sums left the range: the same of d * 2^-scale. */
