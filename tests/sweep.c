@@ -456,6 +456,8 @@ START_TEST(rounding)
         c.w = narrow[at].w;
         c.layout = row_wise(sweep->norm) ? WF_NCHW : (wf_layout)(at % 2);
         c.backend = tested_backend();
+        if (!in_build(&c))
+            continue;
         Comparison results[OUTPUT_COUNT];
         check_none(run_case(&c, results));
         const Comparison *r = &results[op_is_backward(c.op) ? OUT_DX : OUT_Y];

@@ -415,11 +415,9 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last
 #pragma unroll
         for (int k = 0; k < S::HELD; k++)
             applied.write(p, x.at + k * x.stride, x.valid(k), x.packed[k]);
-        if (size > 1)
-            dev::cluster_sync(); /* the slots have been read */
-        else
-            __syncthreads();
     }
+    if (size > 1)
+        dev::cluster_sync(); /* nobody leaves while its slots may still be read */
 }
 
 /* ---- the variants ------------------------------------------------------------------------------------------------ */

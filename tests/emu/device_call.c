@@ -63,11 +63,13 @@ static const Operation *operation_of(const Case *c)
     return op;
 }
 
+/* Of the kinds of data the one whose squares leave the range: it is what some statements are for. */
 static void vary(DeviceCall *d, int i)
 {
     const int64_t count = (int64_t)(d->api.size[i] / dtype_size(d->c.x));
+    const double  unit = d->c.data == HUGE30 ? 1e30 : 1;
     for (int64_t k = 0; k < count; k++)
-        dtype_store(d->c.x, d->api.memory[i], k, (double)(k * (k + 37 + i) % 101) / 8 - 5);
+        dtype_store(d->c.x, d->api.memory[i], k, unit * ((double)(k * (k + 37 + i) % 101) / 8 - 5));
     memcpy(d->api.copy[i], d->api.memory[i], d->api.size[i]);
 }
 

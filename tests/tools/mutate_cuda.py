@@ -29,11 +29,11 @@ SYNC = (r"\b(?:dev::)?(?:__syncthreads|__syncwarp|cluster_sync|cp_async_commit|c
 OPERATIONS = {"layernorm": ["layernorm", "rmsnorm"], "channelnorm": ["groupnorm", "instancenorm", "batchnorm"],
               "dropout": ["dropout"]}
 DIRECTIONS = {"forward": ["forward", "train", "infer"], "backward": ["backward"]}
-CPU_SECONDS, LIMIT = 120, 900  # of a process; of a command on the clock. A mutant that loops for ever is noticed, too
+CPU_SECONDS, LIMIT = 40, 900  # of a process; of a command on the clock. A mutant that loops for ever is noticed, too
 BUILD = "build-few"
 FLAGS = "$(EMU_BASE) -Wno-error -g0 -O1 -DWF_FEW_DTYPES"
 SANITIZED = f"{FLAGS} -fno-omit-frame-pointer -fsanitize="
-MAKE = ["make", "-s", "ISAS=baseline", f"BUILD={BUILD}", f"EMU_FLAGS_plain={FLAGS}",
+MAKE = ["make", "-s", "-j2", "ISAS=baseline", f"BUILD={BUILD}", f"EMU_FLAGS_plain={FLAGS}",
         f"EMU_FLAGS_tsan={SANITIZED}thread -O0 -DEMU_TSAN",
         f"EMU_FLAGS_asan={SANITIZED}address,undefined -fno-sanitize-recover=all -DEMU_ASAN"]
 ENVIRONMENT = {"WELFORD_TEST_FEW_DTYPES": "1", "WELFORD_TEST_BACKEND": "cuda", "WELFORD_TEST_QUICK": "1",
