@@ -16,6 +16,7 @@ import glob
 import hashlib
 import os
 import re
+import shutil
 import time
 
 import mutate
@@ -24,7 +25,7 @@ TABLE = os.path.join(mutate.ROOT, "tests/mutation-cuda.md")
 HEAD = ("`make mutate-sync`: every synchronization statement of src/cuda deleted in turn, then mechanical mistakes in what runs "
         "on the device (seed {seed}), one at a time; the tests run on the emulator. {done} tried, {killed} noticed, {missed} "
         "not. A mistake that does not compile, or compiles to the same kernels, is drawn anew.")
-SYNC = (r"\b(?:dev::)?(?:__syncthreads|__syncwarp|cluster_sync|cp_async_commit|cp_async_wait<[^;>]*>|__threadfence)"
+SYNC = (r"\b(?:dev::)?(?:__syncthreads|__syncwarp|cluster_sync|cp_async_commit|cp_async_wait<[^;>]*>)"
         r"\s*\([^;]*\);")
 OPERATIONS = {"layernorm": ["layernorm", "rmsnorm"], "channelnorm": ["groupnorm", "instancenorm", "batchnorm"],
               "dropout": ["dropout"]}
@@ -150,12 +151,17 @@ def run_test(tree, mode, test, operations):
 
 
 class Tree:
-    """A copy of the sources. What is built of it without a mistake is kept, and every test that fails must pass there."""
+    """A copy of the sources. What is built of it without a mistake is kept, and every test that fails must pass there. What
+    is built of it with one, by a run that was ended then, is thrown away: it may be newer than the source."""
 
     def __init__(self, work):
         self.path = os.path.join(work, "tree")
+        self.mistaken = os.path.join(work, "mistaken")
         self.originals, self.trusted = {}, set()
         mutate.copy_sources(self.path)
+        if os.path.exists(self.mistaken):
+            shutil.rmtree(os.path.join(self.path, BUILD, "emu"), ignore_errors=True)
+            os.remove(self.mistaken)
 
     def build(self, mode):
         if mode not in self.originals:
@@ -168,6 +174,7 @@ class Tree:
         self.build(mode)
         path = os.path.join(self.path, mutant["path"])
         times, failure, test = os.stat(path), None, None
+        open(self.mistaken, "w", encoding="utf-8").close()
         with mutate.mistake(mutant, self.path):
             compiled = make(self.path, mode)
             changed = [o for o, content in objects(self.path, mode).items() if content != self.originals[mode][o]]
@@ -180,6 +187,7 @@ class Tree:
             if content != self.originals[mode][name]:
                 with open(name, "wb") as stream:
                     stream.write(self.originals[mode][name])
+        os.remove(self.mistaken)
         if not compiled or not changed:
             return "same code" if compiled else "did not compile"
         if failure and test[0] not in self.trusted:
