@@ -93,25 +93,6 @@ __global__ void sum_of_a_cluster(Args a)
     dev::store(a.y, 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, sum);
 }
 
-__global__ void last_block_adds_up(Args a)
-{
-    WF_SHARED(unsigned, last, 1);
-    dev::store(a.y, 64 + 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, 1.f);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        last[0] = dev::atomic_add(a.counter, 0, 1u) == gridDim.x - 1;
-        __threadfence();
-    }
-    __syncthreads();
-    if (last[0]) {
-        float sum = 0;
-        for (unsigned b = 0; b < gridDim.x; b++)
-            sum += dev::load(a.y, 64 + 64 * static_cast<int64_t>(b) + threadIdx.x);
-        dev::store(a.y, threadIdx.x, sum);
-    }
-}
-
 __global__ void partial_sums(Args a)
 {
     dev::store_stream(a.y, 64 + 64 * static_cast<int64_t>(blockIdx.x) + threadIdx.x, 2.f);
@@ -315,7 +296,6 @@ const Case correct_cases[] = {
      [](int i) { return at(1536 + 4 * ((4 * i + 4) % 256)); }, 64},
     {"sum of a cluster", once<sum_of_a_cluster, 8, 64, 0, 4>, 0, 0, 0, [](int) { return 10.f; }, 512},
     {"sum of a cluster of 16", once<sum_of_a_cluster, 16, 64, 0, 16>, 0, 0, 0, [](int) { return 136.f; }, 1024},
-    {"last block adds up", once<last_block_adds_up, 4, 64>, 0, 0, 0, [](int i) { return i < 64 ? 4.f : 1.f; }, 320},
     {"two kernels", two_kernels, 0, 0, 0, [](int i) { return i < 64 ? 8.f : 2.f; }, 320},
     {"vectors in place", vectors_of_one_buffer, 0, 0, 0, [](int) { return 1.f; }, 1024},
     {"much shared in parts", once<much_shared_in_parts, 1, 64, 200 * 1024>, 0, 0, 0, [](int i) { return at(67 - i); }, 64},

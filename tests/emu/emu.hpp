@@ -45,8 +45,6 @@ enum class Access { read, write };
 void     block_sync(Site site);
 void     cluster_sync(Site site);
 uint64_t warp(WarpOp op, unsigned mask, uint64_t value, int argument, int width, Site site);
-void     fence();
-void     before_atomic(const void *p), after_atomic(const void *p);
 
 unsigned strided_grid(unsigned blocks);
 unsigned cluster_rank(), cluster_size();
@@ -120,10 +118,6 @@ inline T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, emu:
 {
     return emu::shuffle(emu::WarpOp::shuffle_xor, mask, value, lanes, width, site);
 }
-inline void __threadfence()
-{
-    emu::fence();
-}
 template <class T> WF_ON_DEVICE T min(T a, T b)
 {
     return b < a ? b : a;
@@ -184,15 +178,6 @@ template <class V> WF_ON_DEVICE V read_stream(const void *p, emu::Site site)
 template <class V> WF_ON_DEVICE void write_stream(void *p, const V &value, emu::Site site)
 {
     write(p, value, site);
-}
-
-template <class T> WF_ON_DEVICE T add_atomically(T *p, T value, emu::Site site)
-{
-    emu::global_access(p, sizeof(T), emu::Access::write, site);
-    emu::before_atomic(p);
-    const T old = __atomic_fetch_add(p, value, __ATOMIC_RELAXED);
-    emu::after_atomic(p);
-    return old;
 }
 
 WF_ON_DEVICE void copy_async16(void *s, const void *p, emu::Site site)

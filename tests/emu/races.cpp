@@ -1,5 +1,5 @@
 // What TSan is told. One TSan fiber per CUDA thread, and switches between them order nothing: two accesses are ordered by
-// collectives, by fences with atomics, and by the begin and the end of a launch alone. Without TSan all of this is empty.
+// collectives and by the begin and the end of a launch alone. Without TSan all of this is empty.
 //
 // clang's TSan tells 255 fibers apart; with more it forgets what it has seen. So threads of a large block share fibers, which
 // hides races between those that share one and invents none: in reverse order neighbors do, else threads that are far apart, so
@@ -32,7 +32,7 @@ static char *token_address(const Block &b, int token)
     return b.slab + slab_size(b) - kTokenRoom + 8 * token;
 }
 
-constexpr size_t kFibers = 128; // of a cluster; fences and the emulator's own need some, too
+constexpr size_t kFibers = 128; // of a cluster; the emulator's own need some, too
 
 // The thread whose fiber thread i of the block has.
 static size_t fiber_of(const Block &b, size_t i)
@@ -69,21 +69,15 @@ void races_block_begins(Block &b)
         t.context.stack = {b.slab + SharedMemory::kRoom + kStackSize * i, kStackSize};
         const size_t whose = fiber_of(b, i);
         t.context.race_fiber = whose == i ? tsan_create() : b.threads[whose].context.race_fiber;
-        t.fence_fiber = nullptr;
-        t.atomics_read.clear();
     }
     tsan_switch(scheduler->race_fiber);
 }
 
 void races_block_ends(Block &b)
 {
-    for (size_t i = 0; i < b.threads.size(); i++) {
-        const Thread &t = b.threads[i];
+    for (size_t i = 0; i < b.threads.size(); i++)
         if (fiber_of(b, i) == i)
-            ended->push_back(t.context.race_fiber);
-        if (t.fence_fiber)
-            ended->push_back(t.fence_fiber);
-    }
+            ended->push_back(b.threads[i].context.race_fiber);
     munmap(b.slab, slab_size(b)); // intercepted: the addresses lose their history
     if (ended->size() > 4000) {   // TSan has room for about 8000
         for (void *fiber : *ended)
@@ -111,46 +105,6 @@ void races_meet(Thread *const *threads, size_t count, Block &owner, int token)
     tsan_switch(self().context.race_fiber);
 }
 
-// Relaxed atomics order nothing. A fence before one releases what its thread knew at the fence; a fence after one acquires
-// what was released through that address.
-void fence()
-{
-    Thread &me = self();
-    if (random_order())
-        give_way();
-    for (const void *p : me.atomics_read)
-        tsan_acquire(p);
-    me.atomics_read.clear();
-    const ptrdiff_t index = &me - me.of_block->threads.data();
-    const char *at = token_address(*me.of_block, kFenceToken + static_cast<int>(index));
-    tsan_release(at);
-    if (!me.fence_fiber) {
-        tsan_switch(root);
-        me.fence_fiber = tsan_create();
-    }
-    tsan_switch(me.fence_fiber);
-    tsan_acquire(at);
-    tsan_switch(me.context.race_fiber);
-}
-
-void before_atomic(const void *p)
-{
-    Thread &me = self();
-    if (random_order())
-        give_way();
-    if (me.fence_fiber) {
-        tsan_switch(me.fence_fiber);
-        tsan_release(p);
-        tsan_switch(me.context.race_fiber);
-    }
-}
-
-void after_atomic(const void *p)
-{
-    const Untracked guard;
-    self().atomics_read.push_back(p);
-}
-
 #else
 
 void races_launch_begins(Context &) {}
@@ -159,20 +113,6 @@ void races_block_begins(Block &) {}
 void races_block_ends(Block &) {}
 void races_thread_ends() {}
 void races_meet(Thread *const *, size_t, Block &, int) {}
-
-void fence()
-{
-    if (random_order())
-        give_way();
-}
-
-void before_atomic(const void *)
-{
-    if (random_order())
-        give_way();
-}
-
-void after_atomic(const void *) {}
 
 #endif
 

@@ -10,28 +10,23 @@ void run_case(const Case &c, char *said, size_t room)
     static float x[Buffers::kFloats], y[Buffers::kFloats];
     for (int i = 0; i < Buffers::kFloats; i++)
         x[i] = static_cast<float>(i);
-    unsigned counter[16] = {};
-    const size_t size = sizeof x, counter_size = sizeof counter;
+    const size_t size = sizeof x;
     Buffers b;
     cudaMalloc(reinterpret_cast<void **>(&b.x), size);
     cudaMalloc(reinterpret_cast<void **>(&b.y), size);
-    cudaMalloc(reinterpret_cast<void **>(&b.counter), counter_size);
     cudaMemcpy(b.x, x, size, cudaMemcpyHostToDevice);
     cudaMemset(b.y, 0, size);
-    cudaMemset(b.counter, 0, counter_size);
     c.run(b);
     cudaError_t error = cudaGetLastError();
     if (error == cudaSuccess)
         error = cudaMemcpy(y, b.y, size, cudaMemcpyDeviceToHost); // waits, and says what failed meanwhile
-    cudaMemcpy(counter, b.counter, counter_size, cudaMemcpyDeviceToHost);
     cudaFree(b.x);
     cudaFree(b.y);
-    cudaFree(b.counter);
     if (error != cudaSuccess) {
         snprintf(said, room, "error: %s", cudaGetErrorString(error));
         return;
     }
-    uint64_t hash = counter[0];
+    uint64_t hash = 0;
     bool nan = false;
     int wrong = -1;
     for (int i = Buffers::kFloats - 1; i >= 0; i--) {

@@ -42,9 +42,6 @@ struct Thread : View {
 
     std::vector<AsyncCopy> copies; // that have not arrived
     int                    group = 0;
-
-    void                     *fence_fiber = nullptr; // TSan: knows what this thread knew at its last fence
-    std::vector<const void *> atomics_read;          // since then
 };
 
 struct WarpMeeting {
@@ -129,7 +126,7 @@ bool same_site(Site a, Site b);
 
 // ---- happens-before, for TSan (races.cpp) ----
 // Tokens lie in the block's slab: at an address that outlived its block, one would order blocks that nothing orders.
-enum Token { kBlockToken, kClusterToken, kWarpToken = 32, kFenceToken = 2048, kTokens = 4096 };
+enum Token { kBlockToken, kClusterToken, kWarpToken = 32, kTokens = 2048 };
 void races_block_begins(Block &b), races_block_ends(Block &b), races_thread_ends();
 void races_launch_begins(Context &scheduler), races_launch_ends();
 void races_meet(Thread *const *threads, size_t count, Block &owner, int token); // all before all after

@@ -1,6 +1,6 @@
 // What kernels see of the machine, twice: CUDA (nvcc) or the emulator of tests/emu (-DWF_EMU). The only file with asm(),
 // __CUDA_ARCH__ and launches. Kernels keep CUDA's own spelling for what both know: threadIdx, blockIdx, blockDim, gridDim,
-// __syncthreads, __syncwarp, __shfl_*_sync, __ballot_sync, __any_sync, __all_sync, __threadfence, fmaf, sqrtf.
+// __syncthreads, __syncwarp, __shfl_*_sync, __ballot_sync, __any_sync, __all_sync, fmaf, sqrtf.
 //
 // | primitive                             | who calls             | contract                                                  |
 // |---------------------------------------|-----------------------|-----------------------------------------------------------|
@@ -11,7 +11,6 @@
 // | load_stream, load_vec_stream<N>       | any                   | the same, for data that is read once                      |
 // | load_words<N, Stream>(h, i)           | any                   | as load_vec, as 32-bit words                              |
 // | store, store_vec and _stream twins    | any                   | likewise                                                  |
-// | atomic_add(h, i, v)                   | any                   | relaxed; the old value. int and unsigned alone            |
 // | cp_async16(s, h, i)                   | any                   | 16 bytes from h + i to s, both 16-byte aligned            |
 // | cp_async_commit()                     | who copied            | closes a group of the calling thread's copies             |
 // | cp_async_wait<N>()                    | who copied            | all but the N latest groups have arrived, for the calling |
@@ -125,11 +124,6 @@ template <class V> WF_ON_DEVICE void write_stream(void *p, const V &value)
         memcpy(&byte, static_cast<const void *>(&value), sizeof byte);
         asm volatile("st.global.cs.u8 [%0], %1;" :: "l"(at), "r"(static_cast<unsigned>(byte)) : "memory");
     }
-}
-
-template <class T> WF_ON_DEVICE T add_atomically(T *p, T value)
-{
-    return atomicAdd(p, value);
 }
 
 // .cg: past L1, as data that is read once should go.
@@ -309,12 +303,6 @@ template <class T> WF_ON_DEVICE void store(global<T> h, int64_t i, typename glob
 template <class T> WF_ON_DEVICE void store_stream(global<T> h, int64_t i, typename global<T>::element value WF_AT_ARG)
 {
     write_stream(address(h) + i, value WF_AT_PASS);
-}
-
-template <class T> WF_ON_DEVICE T atomic_add(global<T> h, int64_t i, T value WF_AT_ARG)
-{
-    static_assert(std::is_same<T, int>::value || std::is_same<T, unsigned>::value, "floats would add in any order");
-    return add_atomically(address(h) + i, value WF_AT_PASS);
 }
 
 template <class S, class T> WF_ON_DEVICE void cp_async16(S s, global<T> h, int64_t i WF_AT_ARG)
