@@ -78,17 +78,14 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwa
 INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
                            int64_t begin, int64_t end, real sum[2])
 {
-    if (w_dtype == x_dtype)
-        row_products(x_dtype, x_dtype, r, gamma, begin, end, sum);
-    else
-        row_products(x_dtype, REAL_DTYPE, r, gamma, begin, end, sum);
+    FOR_PARAMETERS(x_dtype, w_dtype, row_products, r, gamma, begin, end, sum);
 }
 
 static void tree_products(const struct layernorm_backward *p, const struct backward_row *r, struct parameter gamma,
                           int64_t begin, int64_t end, real sum[2])
 {
     if (end - begin <= TILE) {
-        FOR_DTYPE(p->x_dtype, typed_products, p->w_dtype, r, gamma, begin, end, sum);
+        FOR_DTYPE(p->x_dtype, typed_products, gamma.dtype, r, gamma, begin, end, sum);
         return;
     }
     const int64_t middle = begin + tree_split(end - begin, TILE);
@@ -166,10 +163,7 @@ INLINE void sweep_batch(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwar
                         const struct sweep *s)
 {
     for (int64_t k = 0; k < rows; k++)
-        if (w_dtype == x_dtype)
-            sweep_row(x_dtype, x_dtype, r + k, s);
-        else
-            sweep_row(x_dtype, REAL_DTYPE, r + k, s);
+        FOR_PARAMETERS(x_dtype, w_dtype, sweep_row, r + k, s);
 }
 
 /* Rows [first, last) at columns [begin, begin + s->n). */
@@ -192,7 +186,7 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
             row[k].avg_g = p->centered ? sum[0] / (real)p->cols : 0;
             row[k].avg_gx = sum[1] / (real)p->cols;
         }
-        FOR_DTYPE(p->x_dtype, sweep_batch, p->w_dtype, row, rows, s);
+        FOR_DTYPE(p->x_dtype, sweep_batch, s->gamma.dtype, row, rows, s);
     }
 }
 
@@ -231,10 +225,13 @@ static void backward_block(const struct layernorm_backward_run *r, int64_t block
     const int64_t begin = segment * SEGMENT, end = r->segments > 1 ? min64(begin + SEGMENT, p->cols) : p->cols;
     const int64_t last = min64((block + 1) * r->block_rows, p->rows), padded = ceil_div(end - begin, LANES) * LANES;
     real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
+    struct parameter    gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
+    _Alignas(LINE) real factors[PREPARED_COLUMNS];
+    if (last - block * r->block_rows >= PREPARED_ROWS)
+        gamma = prepare_parameter(p->x_dtype, gamma, true, end - begin, factors);
     for (int64_t first = block * r->block_rows; first < last; first += STRIP_ROWS) {
         real *const  sums = first == block * r->block_rows ? total : strip;
-        struct sweep s = {.n = end - begin, .stream = r->stream};
-        s.gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
+        struct sweep s = {.gamma = gamma, .n = end - begin, .stream = r->stream};
         s.dgamma = p->dgamma ? sums : NULL;
         s.dbeta = p->dbeta ? sums + r->padded : NULL;
         s.ahead_x = r->ahead * p->x_stride * size_of(p->x_dtype);

@@ -14,17 +14,35 @@ enum {
     STRIP_ROWS = 32,       /* rows that are added to the parameter gradients in sequence */
     BLOCK_ROWS_MIN = 16,   /* rows that share a partial sum of them                      */
     BLOCK_ROWS_MAX = 4 * STRIP_ROWS,
+    PREPARED_COLUMNS = 4096, /* of parameters that are brought to x's order, on the stack */
+    PREPARED_ROWS = 4,       /* for as many rows at least                                 */
 };
 
-/* gamma or beta, at a row's first column; NULL: absent. */
+/* gamma or beta, at a row's first column; NULL: absent. dtype is PREPARED where `at` holds what prepare_parameter made. */
 struct parameter {
     const char *at;
     real        offset;
+    wf_dtype    dtype;
 };
+#define PREPARED ((wf_dtype)-1)
+
+/* f(x_dtype, w_dtype, ...) with the parameters' dtype a constant too. */
+#define FOR_PARAMETERS(x_dtype, w_dtype, f, ...)                                                                       \
+    (!is_real(x_dtype) && (w_dtype) == PREPARED ? f(x_dtype, PREPARED, __VA_ARGS__)                                    \
+     : (w_dtype) == (x_dtype)                   ? f(x_dtype, x_dtype, __VA_ARGS__)                                     \
+                                                : f(x_dtype, REAL_DTYPE, __VA_ARGS__))
 
 static struct parameter parameter_at(const void *data, wf_dtype dtype, int64_t column, double offset)
 {
-    return (struct parameter){data ? at_element(data, dtype, column) : NULL, (real)offset};
+    return (struct parameter){data ? at_element(data, dtype, column) : NULL, (real)offset, dtype};
+}
+
+/* n <= PAIR values from column i. */
+INLINE struct pair parameter_pair(wf_dtype w_dtype, wf_dtype order, struct parameter p, int64_t i, int64_t n)
+{
+    if (w_dtype == PREPARED)
+        return pair_load(REAL_DTYPE, REAL_DTYPE, p.at + i * (int64_t)sizeof(real));
+    return pair_load_part(w_dtype, order, p.at + i * size_of(w_dtype), n);
 }
 
 /* n <= PAIR factors of xhat from column i. */
@@ -32,7 +50,32 @@ INLINE struct pair factor_pair(wf_dtype w_dtype, wf_dtype order, struct paramete
 {
     if (!gamma.at)
         return (struct pair){vector_fill(1), vector_fill(1)};
-    return pair_minus(pair_load_part(w_dtype, order, gamma.at + i * size_of(w_dtype), n), -gamma.offset);
+    const struct pair p = parameter_pair(w_dtype, order, gamma, i, n);
+    return w_dtype == PREPARED ? p : pair_minus(p, -gamma.offset);
+}
+
+INLINE void prepare_columns(wf_dtype order, wf_dtype w_dtype, struct parameter p, bool is_factor, int64_t cols, real *to)
+{
+    for (int64_t i = 0; i < cols; i += PAIR) {
+        const int64_t n = min64(cols - i, PAIR);
+        pair_store(REAL_DTYPE, (char *)(to + i),
+                   is_factor ? factor_pair(w_dtype, order, p, i, n) : parameter_pair(w_dtype, order, p, i, n));
+    }
+}
+
+INLINE void prepare_typed(wf_dtype order, struct parameter p, bool is_factor, int64_t cols, real *to)
+{
+    FOR_PARAMETERS(order, p.dtype, prepare_columns, p, is_factor, cols, to);
+}
+
+/* What many 16-bit rows read, made once: columns in the arithmetic type, in x's order, the offset added. `to` has room
+ * for PREPARED_COLUMNS; more of them, absent ones and those of other rows stay as they are. */
+static struct parameter prepare_parameter(wf_dtype x_dtype, struct parameter p, bool is_factor, int64_t cols, real *to)
+{
+    if (!p.at || is_real(x_dtype) || cols > PREPARED_COLUMNS)
+        return p;
+    FOR_DTYPE(x_dtype, prepare_typed, p, is_factor, cols, to);
+    return (struct parameter){(const char *)to, 0, PREPARED};
 }
 
 #include "layernorm_forward.h"

@@ -158,7 +158,7 @@ INLINE struct pair normalized_pair(wf_dtype x_dtype, wf_dtype w_dtype, const str
     const struct pair x = pair_load_part(x_dtype, x_dtype, r->x + i * size_of(x_dtype), n);
     const struct pair factor = factor_pair(w_dtype, x_dtype, r->gamma, i, n);
     const struct pair y = {normalized(x.a, factor.a, r->s), normalized(x.b, factor.b, r->s)};
-    return r->beta.at ? pair_sum(y, pair_load_part(w_dtype, x_dtype, r->beta.at + i * size_of(w_dtype), n)) : y;
+    return r->beta.at ? pair_sum(y, parameter_pair(w_dtype, x_dtype, r->beta, i, n)) : y;
 }
 
 INLINE void normalize_ends(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i, int64_t end)
@@ -191,35 +191,47 @@ INLINE void normalize_typed(wf_dtype x_dtype, wf_dtype w_dtype, const struct row
 
 INLINE void normalize_x(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, bool stream)
 {
-    if (w_dtype == x_dtype)
-        normalize_typed(x_dtype, x_dtype, r, stream);
-    else
-        normalize_typed(x_dtype, REAL_DTYPE, r, stream);
+    FOR_PARAMETERS(x_dtype, w_dtype, normalize_typed, r, stream);
 }
 
+/* w: gamma and beta, at column `begin`. */
 static void normalize_row(const struct layernorm_forward_run *r, int64_t row, int64_t begin, int64_t end,
-                          struct stats s)
+                          const struct parameter w[2], struct stats s)
 {
     const struct layernorm_forward *p = r->p;
     const char                     *x = at_element(p->x, p->x_dtype, row * p->x_stride + begin);
     struct row_part                 part = {.x = x, .next = x + r->ahead, .n = end - begin, .s = s};
     part.y = at_element(p->y, p->x_dtype, row * p->y_stride + begin);
-    part.gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
-    part.beta = parameter_at(p->beta, p->w_dtype, begin, 0);
-    FOR_DTYPE(p->x_dtype, normalize_x, p->w_dtype, &part, r->stream);
+    part.gamma = w[0];
+    part.beta = w[1];
+    const wf_dtype w_dtype = w[0].at ? w[0].dtype : w[1].dtype; /* both have it, where both are there */
+    FOR_DTYPE(p->x_dtype, normalize_x, w_dtype, &part, r->stream);
+}
+
+static void parameters_at(const struct layernorm_forward *p, int64_t column, struct parameter w[2])
+{
+    w[0] = parameter_at(p->gamma, p->w_dtype, column, p->weight_offset);
+    w[1] = parameter_at(p->beta, p->w_dtype, column, 0);
 }
 
 static void forward_rows(void *arg, int64_t begin, int64_t end)
 {
     const struct layernorm_forward_run *r = arg;
     const struct layernorm_forward     *p = r->p;
+    struct parameter                    w[2];
+    _Alignas(LINE) real                 factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
+    parameters_at(p, 0, w);
+    if (end - begin >= PREPARED_ROWS) {
+        w[0] = prepare_parameter(p->x_dtype, w[0], true, p->cols, factors);
+        w[1] = prepare_parameter(p->x_dtype, w[1], false, p->cols, addends);
+    }
     for (int64_t first = begin; first < end; first += r->batch) {
         struct stats  stats[BATCH_ROWS];
         const int64_t rows = min64(r->batch, end - first);
         for (int64_t k = 0; k < rows; k++)
             stats[k] = finish_row(p, first + k, p->cols ? row_moments(p, first + k, 0, p->cols) : (struct moments){0});
         for (int64_t k = 0; k < rows; k++)
-            normalize_row(r, first + k, 0, p->cols, stats[k]);
+            normalize_row(r, first + k, 0, p->cols, w, stats[k]);
     }
     stream_fence(r->stream);
 }
@@ -242,7 +254,9 @@ static void forward_apply(const void *arg, int64_t row, int64_t segment)
 {
     const struct layernorm_forward_run *r = arg;
     const int64_t                       begin = segment * SEGMENT, end = min64(begin + SEGMENT, r->p->cols);
-    normalize_row(r, row, begin, end, r->stats[row]);
+    struct parameter                    w[2];
+    parameters_at(r->p, begin, w);
+    normalize_row(r, row, begin, end, w, r->stats[row]);
     stream_fence(r->stream);
 }
 
