@@ -230,7 +230,7 @@ static void forward_rows(void *arg, int64_t begin, int64_t end)
         const int64_t rows = min64(r->batch, end - first);
         for (int64_t k = 0; k < rows; k++)
             stats[k] = finish_row(p, first + k, p->cols ? row_moments(p, first + k, 0, p->cols) : (struct moments){0});
-        for (int64_t k = 0; k < rows; k++)
+        for (int64_t k = 0; k < rows && p->cols; k++) /* x may be NULL where there is none */
             normalize_row(r, first + k, 0, p->cols, w, stats[k]);
     }
     stream_fence(r->stream);
