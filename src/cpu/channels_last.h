@@ -10,6 +10,8 @@ enum {
     WIDE = TILE,          /* at most, of a wide row */
     SWEPT_WIDE = 512,     /* of one that is reduced: rows 4 KB apart would all be in one set of the cache */
     LEAF_WIDE_ROWS = 128, /* of a block: at most 32 additions of SWEPT_ROWS rows in sequence */
+    FETCHED = 8192,       /* bytes from what is read to what is fetched meanwhile */
+    SAMPLE = 16,          /* rows that a guess is the mean of */
 };
 #define ALIGNED _Alignas(LINE) /* what is swept with every row: half as many lines */
 
@@ -51,7 +53,7 @@ static int64_t last_rows(const struct geometry *g)
 /* Rows side by side: whole lines of the cache if so many fit, and few enough for a sample to have some wide rows. */
 static int64_t fold_of(const struct geometry *g, int64_t wide)
 {
-    const int64_t most = g->s.c <= COLUMNS / 2 ? min64(wide / g->s.c, last_rows(g) / (2 * SWEPT_ROWS)) : 1;
+    const int64_t most = g->s.c <= wide / 2 ? min64(wide / g->s.c, last_rows(g) / (2 * SWEPT_ROWS)) : 1;
     int64_t       fold = 1;
     while (fold * 2 <= most && fold < LINE / 4)
         fold *= 2;
@@ -74,12 +76,19 @@ static int64_t leaf_rows(int64_t fold)
 }
 
 /* Rows of an item: blocks, a power of two of them, worth a thread's while. */
-static int64_t last_item_rows(const struct geometry *g)
+static int64_t item_rows_of(const struct geometry *g, int64_t bytes)
 {
     int64_t rows = leaf_rows(fold_of(g, SWEPT_WIDE));
-    while (rows * g->s.c * (int64_t)sizeof(real) < CPU_GRAIN_BYTES)
+    while (rows * g->s.c * (int64_t)sizeof(real) < bytes)
         rows *= 2;
     return rows;
+}
+
+/* Forward, worth a guess too. */
+static int64_t forward_item_rows(const struct geometry *g)
+{
+    const int64_t share = last_rows(g) * g->s.c * (int64_t)sizeof(real) / 64;
+    return item_rows_of(g, share < CPU_GRAIN_BYTES ? CPU_GRAIN_BYTES : min64(share, 1 << 20));
 }
 
 /* The first `width` values again and again. */
@@ -118,80 +127,112 @@ static void add_units(real *v, const struct columns_tile *t)
 
 /* ---- reduce ----------------------------------------------------------------------------------------------------- */
 
-/* WIDTH values of a wide row from its i-th, zeros after the last of n. */
-INLINE vector load_wide(wf_dtype dtype, const char *row, int64_t i, int64_t n)
+/* What is fetched while SWEPT_ROWS wide rows are swept: as many of this tile later. Where the tile's rows are consecutive
+ * it is fetched in the order of memory, 36 GB/s on one core, cold, and not in that of the sweep, 30 GB/s: with columns
+ * from i of row k, those `ahead + k * row + i * column` bytes after the first of the rows. */
+struct fetch {
+    int64_t ahead, row, column;
+};
+
+static struct fetch fetch_of(const struct columns_tile *t)
 {
-    return i + WIDTH <= n ? vector_load(dtype, row + i * size_of(dtype))
-                          : vector_load_part(dtype, row + i * size_of(dtype), n - i);
+    const int64_t size = size_of(t->dtype), step = t->fold * t->c * size, swept = SWEPT_ROWS * t->fold * t->width * size;
+    if (t->width == t->c)
+        return (struct fetch){ceil_div(FETCHED, swept) * SWEPT_ROWS * step, PAIR * size, SWEPT_ROWS * size};
+    return (struct fetch){ceil_div(2 * FETCHED, swept) * SWEPT_ROWS * step, step, size};
 }
 
-/* Bytes from the wide rows that are swept to those that are fetched: 8 KB of this tile later. */
-static int64_t fetched_ahead(const struct columns_tile *t, int64_t step)
+INLINE void fetch_pair(wf_dtype dtype, const char *at)
 {
-    return ceil_div(8192, t->fold * t->width * size_of(t->dtype) * SWEPT_ROWS) * SWEPT_ROWS * step;
+    for (int64_t i = 0; i < PAIR * size_of(dtype); i += LINE)
+        __builtin_prefetch(at + i);
 }
 
-INLINE void add_to(real *sum, vector v)
+/* PAIR sums or parameters, as the elements have them that they go with. */
+INLINE struct pair sums_load(const real *from)
 {
-    vector_store(REAL_DTYPE, sum, vector_load(REAL_DTYPE, sum) + v);
+    return (struct pair){vector_load(REAL_DTYPE, from), vector_load(REAL_DTYPE, from + WIDTH)};
 }
 
-/* d = x - center for WIDTH columns from the i-th. up: two factors of d, powers of two; NULL = 1. */
-INLINE vector deviation(vector x, const real *center, const real (*up)[WIDE + WIDTH], int64_t i)
+INLINE void sums_add(real *to, struct pair p)
 {
-    const vector d = x - vector_load(REAL_DTYPE, center + i);
-    return up ? d * vector_load(REAL_DTYPE, up[0] + i) * vector_load(REAL_DTYPE, up[1] + i) : d;
+    vector_store(REAL_DTYPE, to, vector_load(REAL_DTYPE, to) + p.a);
+    vector_store(REAL_DTYPE, to + WIDTH, vector_load(REAL_DTYPE, to + WIDTH) + p.b);
 }
 
-/* SWEPT_ROWS wide rows at once: WIDTH columns from the i-th of n. */
-INLINE void sweep_rows(wf_dtype dtype, const char *x, int64_t step, int64_t ahead, int64_t i, int64_t n,
-                       const real *center, const real (*up)[WIDE + WIDTH], real *sum, real *squares)
+/* v[0, n) from the order of memory to that of dtype's pairs, or back. */
+INLINE void pairs_order(wf_dtype dtype, real *v, int64_t n, bool back)
 {
-    vector d[SWEPT_ROWS];
-    for (int k = 0; k < SWEPT_ROWS; k++) {
-        __builtin_prefetch(x + k * step + ahead + i * size_of(dtype));
-        d[k] = deviation(load_wide(dtype, x + k * step, i, n), center, up, i);
+    for (int64_t i = 0; i < n; i += PAIR) {
+        struct pair p = sums_load(v + i);
+        p = back ? pair_natural(dtype, p) : pair_reorder(REAL_DTYPE, dtype, p);
+        vector_store(REAL_DTYPE, v + i, p.a);
+        vector_store(REAL_DTYPE, v + i + WIDTH, p.b);
     }
-    add_to(sum + i, (d[0] + d[1]) + (d[2] + d[3]));
-    add_to(squares + i, (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]));
+}
+
+/* d = x - center. up: two factors of d, powers of two; NULL = 1. */
+INLINE struct pair deviation(struct pair x, const real *center, const real (*up)[WIDE + PAIR], int64_t i)
+{
+    const struct pair c = sums_load(center + i), d = {x.a - c.a, x.b - c.b};
+    return up ? pair_product(pair_product(d, sums_load(up[0] + i)), sums_load(up[1] + i)) : d;
+}
+
+/* SWEPT_ROWS wide rows at once: n <= PAIR columns from the i-th. */
+INLINE void sweep_rows(wf_dtype dtype, const char *x, int64_t step, const struct fetch *f, int64_t i, int64_t n,
+                       const real *center, const real (*up)[WIDE + PAIR], real *sum, real *squares)
+{
+    struct pair d[SWEPT_ROWS], d2[SWEPT_ROWS];
+    for (int k = 0; k < SWEPT_ROWS; k++) {
+        fetch_pair(dtype, x + f->ahead + k * f->row + i * f->column);
+        d[k] = deviation(pair_load_part(dtype, dtype, x + k * step + i * size_of(dtype), n), center, up, i);
+        d2[k] = pair_product(d[k], d[k]);
+    }
+    sums_add(sum + i, pair_tree(d));
+    sums_add(squares + i, pair_tree(d2));
 }
 
 /* sum d and sum d^2 of each unit over n rows from `row`. */
 INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const void *data, int64_t row, int64_t n,
-                          const real *center, const real (*up)[WIDE + WIDTH], real *sum, real *squares)
+                          const real *center, const real (*up)[WIDE + PAIR], real *sum, real *squares)
 {
-    const int64_t all = t->fold * t->width, step = t->fold * t->c * size_of(dtype), whole = all / WIDTH * WIDTH;
-    const int64_t ahead = fetched_ahead(t, step);
-    const char   *x = at_element(data, dtype, row * t->c + t->col);
-    fill(sum, all, 0);
-    fill(squares, all, 0);
+    const int64_t size = size_of(dtype), all = t->fold * t->width, step = t->fold * t->c * size, whole = all / PAIR * PAIR;
+    const struct fetch f = fetch_of(t);
+    const char        *x = at_element(data, dtype, row * t->c + t->col);
+    fill(sum, all + PAIR, 0);
+    fill(squares, all + PAIR, 0);
     for (; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step) {
-        for (int64_t i = 0; i < whole; i += WIDTH)
-            sweep_rows(dtype, x, step, ahead, i, whole, center, up, sum, squares);
+        for (int64_t i = 0; i < whole; i += PAIR)
+            sweep_rows(dtype, x, step, &f, i, PAIR, center, up, sum, squares);
         if (whole < all)
-            sweep_rows(dtype, x, step, ahead, whole, all, center, up, sum, squares);
+            sweep_rows(dtype, x, step, &f, whole, all - whole, center, up, sum, squares);
     }
     for (; n > 0; n -= t->fold, x += step) {
-        const int64_t part = min64(n, t->fold) * t->width;
-        for (int64_t i = 0; i < part; i += WIDTH) {
-            const vector d = vector_first(deviation(load_wide(dtype, x, i, part), center, up, i), min64(part - i, WIDTH));
-            add_to(sum + i, d);
-            add_to(squares + i, d * d);
+        const int64_t columns = min64(n, t->fold) * t->width;
+        for (int64_t i = 0; i < columns; i += PAIR) {
+            const int64_t     part = min64(columns - i, PAIR);
+            const struct pair v = pair_load_part(dtype, dtype, x + i * size, part);
+            const struct pair d = pair_first(dtype, deviation(v, center, up, i), part);
+            sums_add(sum + i, d);
+            sums_add(squares + i, pair_product(d, d));
         }
     }
+    pairs_order(dtype, sum, all, true);
+    pairs_order(dtype, squares, all, true);
     add_folds(sum, t);
     add_folds(squares, t);
     add_units(sum, t);
     add_units(squares, t);
 }
 
-/* guess[j] of unit j for each of its columns, again and again. */
+/* guess[j] of unit j for each of its columns, again and again, in the order of pairs. */
 static void spread_units(const struct columns_tile *t, const real *guess, real *center)
 {
     for (int64_t j = 0; j < t->width / t->unit; j++)
         for (int64_t k = 0; k < t->unit; k++)
             center[j * t->unit + k] = guess[j];
     repeat(center, t);
+    FOR_DTYPE(t->dtype, pairs_order, center, t->fold * t->width, false);
 }
 
 static real element(const struct columns_tile *t, const void *data, int64_t row, int64_t column)
@@ -219,7 +260,7 @@ __attribute__((noinline, cold)) static void columns_near(const struct columns_ti
                                                          int64_t n, real *guess, int32_t *far, struct columns *out)
 {
     const int64_t units = t->width / t->unit, count = n * t->unit;
-    ALIGNED real  center[WIDE + WIDTH], sum[WIDE + WIDTH], squares[WIDE + WIDTH], up[2][WIDE + WIDTH];
+    ALIGNED real  center[WIDE + PAIR], sum[WIDE + PAIR], squares[WIDE + PAIR], up[2][WIDE + PAIR];
     real          unit_up[2][COLUMNS];
     int32_t       scale[COLUMNS] = {0};
     bool          any = true;
@@ -261,7 +302,7 @@ static void columns_moments(const struct columns_tile *t, const void *data, int6
         columns_merge(out, left * t->unit, &right, (n - left) * t->unit, units);
         return;
     }
-    ALIGNED real center[WIDE + WIDTH], sum[WIDE + WIDTH], squares[WIDE + WIDTH];
+    ALIGNED real center[WIDE + PAIR], sum[WIDE + PAIR], squares[WIDE + PAIR];
     int32_t      far[COLUMNS];
     spread_units(t, guess, center);
     FOR_DTYPE(t->dtype, sweep_columns, t, data, row, n, center, NULL, sum, squares);
@@ -269,23 +310,35 @@ static void columns_moments(const struct columns_tile *t, const void *data, int6
         columns_near(t, data, row, n, guess, far, out);
 }
 
-/* The mean of a power of two of values from all over n rows, for each unit. With fewer than 32 one of a tile's columns would
- * often be far, and the tile be swept again. */
+/* The mean of a power of two of values from the first of n rows, about, for each unit: rows from all over would be waited
+ * for one by one. With fewer than SAMPLE, or a coarser guess, one of 256 columns would often be far, and all be swept
+ * again. */
 static void guess_units(const struct columns_tile *t, const void *data, int64_t row, int64_t n, real *guess)
 {
     const int64_t units = t->width / t->unit;
-    real          buffer[COLUMNS];
+    real          buffer[COLUMNS], first[COLUMNS], spread[COLUMNS];
     int64_t       few = 1;
-    while (few < 32 && few * 2 <= n)
+    while (few < SAMPLE && few * 2 <= n)
         few *= 2;
     const real share = 1 / (real)few;
     fill(guess, units, 0);
+    fill(spread, units, 0);
+    for (int64_t k = 0; k < few; k++)
+        fetch(data, t->dtype, (row + k) * t->c + t->col, t->width);
     for (int64_t k = 0; k < few; k++) {
-        const real *x = load(data, t->dtype, (row + n / few * k) * t->c + t->col, t->width, buffer) + k % t->unit;
+        const real *x = load(data, t->dtype, (row + k) * t->c + t->col, t->width, buffer) + k % t->unit;
+        for (int64_t j = 0; k == 0 && j < units; j++)
+            first[j] = x[j * t->unit];
         SIMD
-        for (int64_t j = 0; j < units; j++)
+        for (int64_t j = 0; j < units; j++) {
+            const real d = x[j * t->unit] - first[j], size = d < 0 ? -d : d;
+            spread[j] = size > spread[j] ? size : spread[j];
             guess[j] += x[j * t->unit] * share;
+        }
     }
+    SIMD
+    for (int64_t j = 0; j < units; j++)
+        guess[j] = coarse_guess(guess[j], spread[j] / 8);
 }
 
 /* Records of consecutive items, `stride` apart: all of item_rows rows but the last, of rows in total. */
@@ -306,7 +359,7 @@ static void columns_tree(const struct columns_tile *t, const struct columns *ite
 static void channels_last_reduce(const void *arg, int64_t sample, int64_t item)
 {
     const struct channelnorm_forward_run *r = arg;
-    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
+    const int64_t item_rows = forward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
     const int64_t tiles = last_tiles(&r->g), n = min64(item_rows, rows - first);
     struct columns *part = (struct columns *)r->part + (sample * r->items + item) * tiles;
     for (int64_t tile = 0; tile < tiles; tile++) {
@@ -329,7 +382,7 @@ static void channels_last_combine(const void *arg, int64_t sample)
         const struct columns_tile t = columns_tile_of(&r->g, tile);
         struct columns            all = {0};
         if (rows)
-            columns_tree(&t, (struct columns *)r->part + sample * r->items * tiles + tile, tiles, last_item_rows(&r->g),
+            columns_tree(&t, (struct columns *)r->part + sample * r->items * tiles + tile, tiles, forward_item_rows(&r->g),
                          rows, &all);
         if (parts == 1) {
             finish_sets(r, first_set + t.col / t.unit, t.width / t.unit, &all);
@@ -352,8 +405,22 @@ struct column_map {
     const void  *in[2];
     void        *out;
     bool         stream;
-    ALIGNED real param[PARAMS][WIDE + WIDTH];
+    ALIGNED real param[PARAMS][WIDE + PAIR];
+    int64_t      columns, ordered_from; /* -1: not yet */
+    ALIGNED real ordered[PARAMS][WIDE + PAIR]; /* bf16: of the columns from ordered_from on, in the order of pairs */
 };
+
+/* The parameters in the order of the pairs that begin with column `begin`. */
+static void order_params(struct column_map *m, int64_t columns, int64_t begin)
+{
+    if (m->ordered_from == begin)
+        return;
+    for (int k = 0; k < (m->formula == NORMALIZE ? 3 : PARAMS); k++) {
+        memcpy(m->ordered[k], m->param[k] + begin, (size_t)(columns - begin) * sizeof(real));
+        pairs_order(WF_BF16, m->ordered[k], columns - begin, false);
+    }
+    m->ordered_from = begin;
+}
 
 /* The columns that are mapped together: [col, col + width), as they lie in memory. */
 static struct columns_tile wide_tile_of(const struct geometry *g, int64_t col)
@@ -375,21 +442,23 @@ static void spread(const struct geometry *g, const struct columns_tile *t, int64
     }
 }
 
-/* The map of WIDTH columns from the i-th, or of the first n. */
-INLINE vector map_part(wf_dtype dtype, enum formula formula, const struct column_map *m, const char *a, const char *b,
-                       int64_t i, int64_t n)
+/* The map of n <= PAIR columns from the i-th; params: as the elements have them, or in the order of memory. */
+INLINE struct pair map_part(wf_dtype dtype, enum formula formula, const real (*params)[WIDE + PAIR], bool ordered,
+                            int64_t param, const char *a, const char *b, int64_t n)
 {
-    vector p[PARAMS];
-    for (int k = 0; k < PARAMS; k++)
-        p[k] = vector_load(REAL_DTYPE, m->param[k] + i);
-    a += i * size_of(dtype);
-    b += i * size_of(dtype);
-    return n < WIDTH ? evaluate(formula, vector_load_part(dtype, a, n), vector_load_part(dtype, b, n), p)
-                     : evaluate(formula, vector_load(dtype, a), vector_load(dtype, b), p);
+    const struct pair x = pair_load_part(dtype, dtype, a, n), y = pair_load_part(dtype, dtype, b, n);
+    vector            p[PARAMS], q[PARAMS];
+    for (int k = 0; k < PARAMS; k++) {
+        const struct pair both = sums_load(params[k] + param);
+        const struct pair own = ordered ? both : pair_reorder(REAL_DTYPE, dtype, both);
+        p[k] = own.a;
+        q[k] = own.b;
+    }
+    return (struct pair){evaluate(formula, x.a, y.a, p), evaluate(formula, x.b, y.b, q)};
 }
 
 /* n consecutive elements from `at`, in columns from the first on. */
-INLINE void map_columns(wf_dtype dtype, enum formula formula, const struct column_map *m, int64_t at, int64_t n)
+INLINE void map_columns(wf_dtype dtype, enum formula formula, struct column_map *m, int64_t at, int64_t n, int64_t ahead)
 {
     const int64_t size = size_of(dtype);
     const char   *a = at_element(m->in[0], dtype, at);
@@ -398,23 +467,35 @@ INLINE void map_columns(wf_dtype dtype, enum formula formula, const struct colum
     int64_t       i = 0, begin = 0, end = 0;
     if (m->stream)
         whole_lines(out, size, n, &begin, &end);
-    for (int64_t part; i < begin; i += part) {
-        part = min64(begin - i, WIDTH);
-        vector_store_part(dtype, out + i * size, part, map_part(dtype, formula, m, a, b, i, part));
+    if (begin > 0)
+        pair_store_part(dtype, out, begin, map_part(dtype, formula, m->param, false, 0, a, b, begin));
+    const bool reordered = dtype == WF_BF16;
+    const real(*params)[WIDE + PAIR] = reordered ? m->ordered : m->param;
+    const int64_t from = reordered ? begin : 0;
+    if (reordered)
+        order_params(m, m->columns, begin);
+    for (i = begin; i < end; i += PAIR) {
+        fetch_pair(dtype, a + i * size + ahead);
+        if (formula == GRADIENT)
+            fetch_pair(dtype, b + i * size + ahead);
+        pair_stream(dtype, out + i * size,
+                    map_part(dtype, formula, params, true, i - from, a + i * size, b + i * size, PAIR));
     }
-    for (; i < end; i += WIDTH)
-        vector_stream(dtype, out + i * size, map_part(dtype, formula, m, a, b, i, WIDTH));
-    for (; i + WIDTH <= n; i += WIDTH)
-        vector_store(dtype, out + i * size, map_part(dtype, formula, m, a, b, i, WIDTH));
+    for (; i + PAIR <= n; i += PAIR)
+        pair_store(dtype, out + i * size,
+                   map_part(dtype, formula, params, true, i - from, a + i * size, b + i * size, PAIR));
     if (i < n)
-        vector_store_part(dtype, out + i * size, n - i, map_part(dtype, formula, m, a, b, i, n - i));
+        pair_store_part(dtype, out + i * size, n - i,
+                        map_part(dtype, formula, params, true, i - from, a + i * size, b + i * size, n - i));
 }
 
-INLINE void map_each_row(wf_dtype dtype, enum formula formula, const struct column_map *m, const struct columns_tile *t,
+INLINE void map_each_row(wf_dtype dtype, enum formula formula, struct column_map *m, const struct columns_tile *t,
                          int64_t row, int64_t n)
 {
+    const int64_t step = t->fold * t->c * size_of(dtype);
+    const int64_t ahead = ceil_div(FETCHED, t->fold * t->width * size_of(dtype)) * step;
     for (int64_t i = 0; i < n; i += t->fold)
-        map_columns(dtype, formula, m, (row + i) * t->c + t->col, min64(t->fold, n - i) * t->width);
+        map_columns(dtype, formula, m, (row + i) * t->c + t->col, min64(t->fold, n - i) * t->width, ahead);
 }
 
 /* The tile's columns of n rows from `row`. */
@@ -422,6 +503,8 @@ static void map_rows(struct column_map *m, const struct columns_tile *t, int64_t
 {
     for (int k = 0; k < PARAMS; k++)
         repeat(m->param[k], t);
+    m->columns = t->fold * t->width;
+    m->ordered_from = -1;
     if (m->formula == NORMALIZE)
         FOR_DTYPE(t->dtype, map_each_row, NORMALIZE, m, t, row, n);
     else if (m->formula == GRADIENT)
@@ -434,7 +517,7 @@ static void channels_last_apply(const void *arg, int64_t sample, int64_t item)
 {
     const struct channelnorm_forward_run *r = arg;
     const struct channelnorm_forward     *p = r->p;
-    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
+    const int64_t item_rows = forward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
     for (int64_t col = 0; col < r->g.s.c; col += WIDE) {
         const struct columns_tile t = wide_tile_of(&r->g, col);
         struct column_map         m;
@@ -470,7 +553,7 @@ static bool whole_samples(const struct geometry *g, int64_t row_bytes)
 static void channels_last_forward_plan(struct channelnorm_forward_run *r, struct cpu_arena *arena)
 {
     const int64_t samples = last_samples(&r->g);
-    r->items = ceil_div(last_rows(&r->g), last_item_rows(&r->g));
+    r->items = ceil_div(last_rows(&r->g), forward_item_rows(&r->g));
     if (r->p->known)
         return;
     r->part = cpu_take(arena, samples * r->items * last_tiles(&r->g), sizeof(struct columns));
@@ -483,7 +566,7 @@ static void channels_last_forward(struct channelnorm_forward_run *r, const struc
     const int64_t samples = last_samples(&r->g), row_bytes = r->g.s.c * size_of(r->g.s.x_dtype);
     cpu_run_stages(run, &(struct cpu_stages){.sets = samples,
                                              .items = r->items,
-                                             .item_bytes = row_bytes * min64(last_item_rows(&r->g), last_rows(&r->g)),
+                                             .item_bytes = row_bytes * min64(forward_item_rows(&r->g), last_rows(&r->g)),
                                              .reduce = r->p->known ? NULL : channels_last_reduce,
                                              .combine = channels_last_combine,
                                              .apply = channels_last_apply,

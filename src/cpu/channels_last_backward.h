@@ -1,45 +1,56 @@
 /* x is [n, hw, c]: backward. The sums of a column over a sample's rows come first, block by block; then as in
  * channels_first_backward.h. Included by channelnorm_cpu.c. */
 
-/* SWEPT_ROWS wide rows at once: WIDTH columns from the i-th of n. */
-INLINE void sweep_row_products(wf_dtype dtype, const char *x, const char *dy, int64_t step, int64_t ahead, int64_t i,
-                               int64_t n, const real *mean, const real *rstd, real *dy_sum, real *dyx_sum)
+/* No guess is made: longer items, tile by tile, were 5 % slower. */
+static int64_t backward_item_rows(const struct geometry *g)
 {
-    vector g[SWEPT_ROWS], gx[SWEPT_ROWS];
-    for (int k = 0; k < SWEPT_ROWS; k++) {
-        __builtin_prefetch(x + k * step + ahead + i * size_of(dtype));
-        __builtin_prefetch(dy + k * step + ahead + i * size_of(dtype));
-        g[k] = load_wide(dtype, dy + k * step, i, n);
-        gx[k] = g[k] * (deviation(load_wide(dtype, x + k * step, i, n), mean, NULL, i) * vector_load(REAL_DTYPE, rstd + i));
-    }
-    add_to(dy_sum + i, (g[0] + g[1]) + (g[2] + g[3]));
-    add_to(dyx_sum + i, (gx[0] + gx[1]) + (gx[2] + gx[3]));
+    return item_rows_of(g, CPU_GRAIN_BYTES);
 }
 
-/* sum dy and sum dy * (x - mean) * rstd of each column over n rows from `row`. */
+/* SWEPT_ROWS wide rows at once: n <= PAIR columns from the i-th. */
+INLINE void sweep_row_products(wf_dtype dtype, const char *x, const char *dy, int64_t step, const struct fetch *f,
+                               int64_t i, int64_t n, const real *mean, const real *rstd, real *dy_sum, real *dyx_sum)
+{
+    struct pair   g[SWEPT_ROWS], gx[SWEPT_ROWS];
+    const int64_t at = i * size_of(dtype);
+    for (int k = 0; k < SWEPT_ROWS; k++) {
+        fetch_pair(dtype, x + f->ahead + k * f->row + i * f->column);
+        fetch_pair(dtype, dy + f->ahead + k * f->row + i * f->column);
+        const struct pair d = deviation(pair_load_part(dtype, dtype, x + k * step + at, n), mean, NULL, i);
+        g[k] = pair_load_part(dtype, dtype, dy + k * step + at, n);
+        gx[k] = pair_product(g[k], pair_product(d, sums_load(rstd + i)));
+    }
+    sums_add(dy_sum + i, pair_tree(g));
+    sums_add(dyx_sum + i, pair_tree(gx));
+}
+
+/* sum dy and sum dy * (x - mean) * rstd of each column over n rows from `row`; mean and rstd in the order of pairs. */
 INLINE void sweep_products(wf_dtype dtype, const struct channelnorm_backward *p, const struct columns_tile *t,
                            const real *mean, const real *rstd, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
 {
-    const int64_t all = t->fold * t->width, step = t->fold * t->c * size_of(dtype), whole = all / WIDTH * WIDTH;
+    const int64_t size = size_of(dtype), all = t->fold * t->width, step = t->fold * t->c * size, whole = all / PAIR * PAIR;
     const char   *x = at_element(p->x, dtype, row * t->c + t->col), *dy = at_element(p->dy, dtype, row * t->c + t->col);
-    const int64_t ahead = fetched_ahead(t, step);
-    fill(dy_sum, all, 0);
-    fill(dyx_sum, all, 0);
+    const struct fetch f = fetch_of(t);
+    fill(dy_sum, all + PAIR, 0);
+    fill(dyx_sum, all + PAIR, 0);
     for (; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step, dy += SWEPT_ROWS * step) {
-        for (int64_t i = 0; i < whole; i += WIDTH)
-            sweep_row_products(dtype, x, dy, step, ahead, i, whole, mean, rstd, dy_sum, dyx_sum);
+        for (int64_t i = 0; i < whole; i += PAIR)
+            sweep_row_products(dtype, x, dy, step, &f, i, PAIR, mean, rstd, dy_sum, dyx_sum);
         if (whole < all)
-            sweep_row_products(dtype, x, dy, step, ahead, whole, all, mean, rstd, dy_sum, dyx_sum);
+            sweep_row_products(dtype, x, dy, step, &f, whole, all - whole, mean, rstd, dy_sum, dyx_sum);
     }
     for (; n > 0; n -= t->fold, x += step, dy += step) {
-        const int64_t part = min64(n, t->fold) * t->width;
-        for (int64_t i = 0; i < part; i += WIDTH) {
-            const vector d = deviation(load_wide(dtype, x, i, part), mean, NULL, i), g = load_wide(dtype, dy, i, part);
-            add_to(dy_sum + i, g);
-            add_to(dyx_sum + i,
-                   vector_first(g * (d * vector_load(REAL_DTYPE, rstd + i)), min64(part - i, WIDTH)));
+        const int64_t columns = min64(n, t->fold) * t->width;
+        for (int64_t i = 0; i < columns; i += PAIR) {
+            const int64_t     part = min64(columns - i, PAIR);
+            const struct pair g = pair_load_part(dtype, dtype, dy + i * size, part);
+            const struct pair d = deviation(pair_load_part(dtype, dtype, x + i * size, part), mean, NULL, i);
+            sums_add(dy_sum + i, g);
+            sums_add(dyx_sum + i, pair_first(dtype, pair_product(g, pair_product(d, sums_load(rstd + i))), part));
         }
     }
+    pairs_order(dtype, dy_sum, all, true);
+    pairs_order(dtype, dyx_sum, all, true);
     add_folds(dy_sum, t);
     add_folds(dyx_sum, t);
 }
@@ -47,7 +58,7 @@ INLINE void sweep_products(wf_dtype dtype, const struct channelnorm_backward *p,
 static void columns_products(const struct channelnorm_backward *p, const struct columns_tile *t, const real *mean,
                              const real *rstd, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
 {
-    ALIGNED real sum[2][WIDE + WIDTH];
+    ALIGNED real sum[2][WIDE + PAIR];
     if (n <= leaf_rows(t->fold)) {
         FOR_DTYPE(t->dtype, sweep_products, p, t, mean, rstd, row, n, sum[0], sum[1]);
         memcpy(dy_sum, sum[0], (size_t)t->width * sizeof(real));
@@ -68,21 +79,26 @@ static void columns_products(const struct channelnorm_backward *p, const struct 
 static void channels_last_backward_reduce(const void *arg, int64_t sample, int64_t item)
 {
     const struct channelnorm_backward_run *r = arg;
-    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows, c = r->g.s.c;
+    const int64_t item_rows = backward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows, c = r->g.s.c;
     real         *part = r->part + (sample * r->items + item) * 2 * c;
     for (int64_t tile = 0; tile < last_tiles(&r->g); tile++) {
         const struct columns_tile t = columns_tile_of(&r->g, tile);
-        ALIGNED real              mean[WIDE + WIDTH], mean_lo[COLUMNS], rstd[WIDE + WIDTH];
+        ALIGNED real              mean[WIDE + PAIR], mean_lo[COLUMNS], rstd[WIDE + PAIR];
         real                     *dy_sum = part + t.col, *dyx_sum = part + c + t.col;
         spread(&r->g, &t, sample, r->p->mean, mean);
         spread(&r->g, &t, sample, r->p->mean_lo, mean_lo);
         spread(&r->g, &t, sample, r->p->rstd, rstd);
+        SIMD
+        for (int64_t j = 0; j < t.width; j++)
+            mean_lo[j] *= rstd[j];
         repeat(mean, &t);
         repeat(rstd, &t);
+        FOR_DTYPE(t.dtype, pairs_order, mean, t.fold * t.width, false);
+        FOR_DTYPE(t.dtype, pairs_order, rstd, t.fold * t.width, false);
         columns_products(r->p, &t, mean, rstd, sample * rows + first, min64(item_rows, rows - first), dy_sum, dyx_sum);
         SIMD
         for (int64_t j = 0; j < t.width; j++)
-            dyx_sum[j] -= mean_lo[j] * rstd[j] * dy_sum[j];
+            dyx_sum[j] -= mean_lo[j] * dy_sum[j];
     }
 }
 
@@ -104,7 +120,7 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
 {
     const struct channelnorm_backward_run *r = arg;
     const struct channelnorm_backward     *p = r->p;
-    const int64_t item_rows = last_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
+    const int64_t item_rows = backward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
     for (int64_t col = 0; col < r->g.s.c; col += WIDE) {
         const struct columns_tile t = wide_tile_of(&r->g, col);
         struct column_map         m;
@@ -136,7 +152,7 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
 
 static void channels_last_backward_plan(struct channelnorm_backward_run *r, struct cpu_arena *arena)
 {
-    r->items = ceil_div(last_rows(&r->g), last_item_rows(&r->g));
+    r->items = ceil_div(last_rows(&r->g), backward_item_rows(&r->g));
     r->part = cpu_take(arena, last_samples(&r->g) * r->items * 2 * r->g.s.c, sizeof(real));
 }
 
@@ -145,7 +161,7 @@ static void channels_last_backward(struct channelnorm_backward_run *r, const str
     const int64_t samples = last_samples(&r->g), row_bytes = 2 * r->g.s.c * size_of(r->g.s.x_dtype);
     cpu_run_stages(run, &(struct cpu_stages){.sets = samples,
                                              .items = r->items,
-                                             .item_bytes = row_bytes * min64(last_item_rows(&r->g), last_rows(&r->g)),
+                                             .item_bytes = row_bytes * min64(backward_item_rows(&r->g), last_rows(&r->g)),
                                              .reduce = r->summed ? channels_last_backward_reduce : NULL,
                                              .combine = r->summed ? channels_last_backward_combine : NULL,
                                              .apply = r->p->dx ? channels_last_backward_apply : NULL,
