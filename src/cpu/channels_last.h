@@ -11,6 +11,7 @@ enum {
     SWEPT_WIDE = 512,     /* of one that is reduced: rows 4 KB apart would all be in one set of the cache */
     LEAF_WIDE_ROWS = 128, /* of a block: at most 32 additions of SWEPT_ROWS rows in sequence */
     FETCHED = 8192,       /* bytes from what is read to what is fetched meanwhile */
+    FEW_SWEEPS = 8,       /* whose sums are one before they meet the others */
     SAMPLE = 16,          /* rows that a guess is the mean of */
 };
 #define ALIGNED _Alignas(LINE) /* what is swept with every row: half as many lines */
@@ -192,20 +193,38 @@ INLINE void sweep_rows(wf_dtype dtype, const char *x, int64_t step, const struct
     sums_add(squares + i, pair_tree(d2));
 }
 
-/* sum d and sum d^2 of each unit over n rows from `row`. */
+/* from goes to `to` and begins again. */
+static void sums_move(real *to, real *from, int64_t n)
+{
+    SIMD
+    for (int64_t i = 0; i < n; i++) {
+        to[i] += from[i];
+        from[i] = 0;
+    }
+}
+
+/* sum d and sum d^2 of each unit over n rows from `row`, in two levels: where one value is far from all others, many
+ * additions in sequence of like small terms to its square would all round the same way. */
 INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const void *data, int64_t row, int64_t n,
                           const real *center, const real (*up)[WIDE + PAIR], real *sum, real *squares)
 {
     const int64_t size = size_of(dtype), all = t->fold * t->width, step = t->fold * t->c * size, whole = all / PAIR * PAIR;
     const struct fetch f = fetch_of(t);
     const char        *x = at_element(data, dtype, row * t->c + t->col);
+    ALIGNED real       few[2][SWEPT_WIDE + PAIR];
     fill(sum, all + PAIR, 0);
     fill(squares, all + PAIR, 0);
-    for (; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step) {
+    fill(few[0], all + PAIR, 0);
+    fill(few[1], all + PAIR, 0);
+    for (int sweep = 1; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step, sweep++) {
         for (int64_t i = 0; i < whole; i += PAIR)
-            sweep_rows(dtype, x, step, &f, i, PAIR, center, up, sum, squares);
+            sweep_rows(dtype, x, step, &f, i, PAIR, center, up, few[0], few[1]);
         if (whole < all)
-            sweep_rows(dtype, x, step, &f, whole, all - whole, center, up, sum, squares);
+            sweep_rows(dtype, x, step, &f, whole, all - whole, center, up, few[0], few[1]);
+        if (sweep % FEW_SWEEPS == 0 || n < 2 * SWEPT_ROWS * t->fold) {
+            sums_move(sum, few[0], all + PAIR);
+            sums_move(squares, few[1], all + PAIR);
+        }
     }
     for (; n > 0; n -= t->fold, x += step) {
         const int64_t columns = min64(n, t->fold) * t->width;
