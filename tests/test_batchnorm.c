@@ -19,6 +19,7 @@ static const char *const lines[] = {
     "+batchnorm_backward x=f32 n=2 c=2 hw=65537 data=ratio6 null=mean_lo layout=nhwc",
     "+batchnorm_train x=f32 n=2 c=2 hw=65537 data=outlier eps=0 layout=nhwc",
     "batchnorm_train x=f32 n=3 c=3 hw=2049 data=outlier seed=48197",
+    "batchnorm_train x=f32 n=1 c=512 hw=128 layout=nhwc data=outlier seed=1",
     "+batchnorm_infer x=f32 n=65537 c=3 hw=1",
     "+batchnorm_infer x=bf16 w=f32 n=2 c=131073 hw=1 layout=nhwc",
     "+batchnorm_backward x=f32 n=65537 c=3 hw=1 flags=frozen,accumulate",

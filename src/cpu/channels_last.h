@@ -11,7 +11,7 @@ enum {
     SWEPT_WIDE = 512,     /* of one that is reduced: rows 4 KB apart would all be in one set of the cache */
     LEAF_WIDE_ROWS = 128, /* of a block: at most 32 additions of SWEPT_ROWS rows in sequence */
     FETCHED = 8192,       /* bytes from what is read to what is fetched meanwhile */
-    FEW_SWEEPS = 8,       /* whose sums are one before they meet the others */
+    FEW = 4,              /* sweeps, and times as many, whose sums are one before they meet others */
     SAMPLE = 16,          /* rows that a guess is the mean of */
 };
 #define ALIGNED _Alignas(LINE) /* what is swept with every row: half as many lines */
@@ -203,7 +203,7 @@ static void sums_move(real *to, real *from, int64_t n)
     }
 }
 
-/* sum d and sum d^2 of each unit over n rows from `row`, in two levels: where one value is far from all others, many
+/* sum d and sum d^2 of each unit over n rows from `row`, in levels: where one value is far from all others, many
  * additions in sequence of like small terms to its square would all round the same way. */
 INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const void *data, int64_t row, int64_t n,
                           const real *center, const real (*up)[WIDE + PAIR], real *sum, real *squares)
@@ -211,19 +211,24 @@ INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const vo
     const int64_t size = size_of(dtype), all = t->fold * t->width, step = t->fold * t->c * size, whole = all / PAIR * PAIR;
     const struct fetch f = fetch_of(t);
     const char        *x = at_element(data, dtype, row * t->c + t->col);
-    ALIGNED real       few[2][SWEPT_WIDE + PAIR];
+    ALIGNED real       few[2][SWEPT_WIDE + PAIR], more[2][SWEPT_WIDE + PAIR];
     fill(sum, all + PAIR, 0);
     fill(squares, all + PAIR, 0);
-    fill(few[0], all + PAIR, 0);
-    fill(few[1], all + PAIR, 0);
+    for (int k = 0; k < 2; k++) {
+        fill(few[k], all + PAIR, 0);
+        fill(more[k], all + PAIR, 0);
+    }
     for (int sweep = 1; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step, sweep++) {
         for (int64_t i = 0; i < whole; i += PAIR)
             sweep_rows(dtype, x, step, &f, i, PAIR, center, up, few[0], few[1]);
         if (whole < all)
             sweep_rows(dtype, x, step, &f, whole, all - whole, center, up, few[0], few[1]);
-        if (sweep % FEW_SWEEPS == 0 || n < 2 * SWEPT_ROWS * t->fold) {
-            sums_move(sum, few[0], all + PAIR);
-            sums_move(squares, few[1], all + PAIR);
+        const bool last = n < 2 * SWEPT_ROWS * t->fold;
+        for (int k = 0; k < 2; k++) {
+            if (last || sweep % FEW == 0)
+                sums_move(more[k], few[k], all + PAIR);
+            if (last || sweep % (FEW * FEW) == 0)
+                sums_move(k == 0 ? sum : squares, more[k], all + PAIR);
         }
     }
     for (; n > 0; n -= t->fold, x += step) {

@@ -5,11 +5,6 @@
 
 #include "tile.h"
 
-static inline real real_sqrt(real x)
-{
-    return sizeof(real) == 4 ? (real)sqrtf((float)x) : (real)sqrt((double)x);
-}
-
 struct columns {
     real    mean[COLUMNS], mean_lo[COLUMNS], m2[COLUMNS];
     int32_t scale[COLUMNS];

@@ -257,6 +257,15 @@ __attribute__((noinline, cold)) static void tile_squares_scaled(const real *x, i
     tile_squares(scaled, n, 0, sum, squares);
 }
 
+/* moments_rstd, rounded once: what is lost before has the rest of the bar. */
+static inline real rstd_of(struct moments m, int64_t count, double eps)
+{
+    const double variance = (double)m.m2 / (double)count + eps;
+    if (m.scale != 0 || count == 0)
+        return moments_rstd(m, count, (real)eps);
+    return variance == 0 ? 0 : (real)(1 / sqrt(variance));
+}
+
 /* The moments of n values whose deviations from `center` sum to `sum`, their squares to `squares`, both scaled. */
 static inline struct moments moments_about(real center, real sum, real squares, int32_t scale, int64_t n)
 {
