@@ -257,13 +257,16 @@ __attribute__((noinline, cold)) static void tile_squares_scaled(const real *x, i
     tile_squares(scaled, n, 0, sum, squares);
 }
 
-/* moments_rstd, rounded once: what is lost before has the rest of the bar. */
+/* As moments_rstd, but rounded once: what is lost before has the rest of the bar. */
 static inline real rstd_of(struct moments m, int64_t count, double eps)
 {
-    const double variance = (double)m.m2 / (double)count + eps;
-    if (m.scale != 0 || count == 0)
-        return moments_rstd(m, count, (real)eps);
-    return variance == 0 ? 0 : (real)(1 / sqrt(variance));
+    const double scaled_eps = m.scale == 0 ? eps : ldexp(eps, -2 * m.scale);
+    const bool   eps_alone = !isfinite(scaled_eps);
+    const double variance = eps_alone ? eps : (double)m.m2 / (double)count + scaled_eps;
+    if (count == 0 || variance == 0)
+        return 0;
+    const double rstd = 1 / sqrt(variance);
+    return (real)(m.scale == 0 || eps_alone ? rstd : ldexp(rstd, -m.scale));
 }
 
 /* The moments of n values whose deviations from `center` sum to `sum`, their squares to `squares`, both scaled. */
