@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "data.h"
+#include "device.h"
 #include "sweep.h"
 
 enum { MARGIN = 256, FILL = 0xff };
@@ -73,12 +74,16 @@ static void vary(DeviceCall *d, int i)
     memcpy(d->api.copy[i], d->api.memory[i], d->api.size[i]);
 }
 
+/* Bytes behind a buffer: none on the emulator, which sees reads past the end, too. */
+static size_t margin_behind(void) { return device_emulated() ? 0 : MARGIN; }
+
 /* A copy of the host's bytes on the device, `off` bytes past a multiple of 256. */
 static void *place(const void *from, size_t size, size_t off)
 {
     char *base;
-    must(cudaMalloc((void **)&base, MARGIN + off + size + MARGIN));
-    must(cudaMemset(base, FILL, MARGIN + off + size + MARGIN));
+    const size_t whole = MARGIN + off + size + margin_behind();
+    must(cudaMalloc((void **)&base, whole));
+    must(cudaMemset(base, FILL, whole));
     must(cudaMemcpy(base + MARGIN + off, from, size, cudaMemcpyHostToDevice));
     return base + MARGIN + off;
 }
@@ -86,7 +91,9 @@ static void *place(const void *from, size_t size, size_t off)
 static size_t offset_of(const DeviceCall *d, int i)
 {
     const Buffer *b = &d->api.op->buffer[i];
-    if (i == WORKSPACE || b->extent >= EXTENT_MASK)
+    if (i == WORKSPACE)
+        return 1; /* all that is for its alignment lies in front: the last byte is used */
+    if (b->extent >= EXTENT_MASK)
         return 0;
     return (size_t)d->c.misalign * dtype_size(b->extent <= EXTENT_DY       ? d->c.x
                                               : b->extent == EXTENT_PARAMETER ? d->c.w
@@ -146,7 +153,7 @@ void device_call_begin(DeviceCall *d, const Case *c)
     if (where->workspace_size) {
         free(d->api.copy[WORKSPACE]);
         d->api.copy[WORKSPACE] = calloc(1, where->workspace_size);
-        where->workspace = d->at[WORKSPACE] = place(d->api.copy[WORKSPACE], where->workspace_size, 0);
+        where->workspace = d->at[WORKSPACE] = place(d->api.copy[WORKSPACE], where->workspace_size, offset_of(d, WORKSPACE));
     }
     if (d->c.variant[0])
         memcpy(d->variant, d->c.variant, sizeof d->variant);
@@ -198,7 +205,7 @@ const char *device_call_damage(const DeviceCall *d)
     for (int i = 0; i <= WORKSPACE && !damaged; i++) {
         if (!d->at[i])
             continue;
-        const size_t   size = d->api.size[i], front = MARGIN + offset_of(d, i), whole = front + size + MARGIN;
+        const size_t   size = d->api.size[i], front = MARGIN + offset_of(d, i), whole = front + size + margin_behind();
         unsigned char *copy = malloc(whole);
         must(cudaMemcpy(copy, base_of(d, i), whole, cudaMemcpyDeviceToHost));
         bool intact = device_call_output(d, i) || !memcmp(copy + front, d->api.copy[i], size);
