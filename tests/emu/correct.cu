@@ -46,9 +46,11 @@ __global__ void shuffles_and_votes(Args a)
     const int lane = static_cast<int>(threadIdx.x % 32);
     const double up = __shfl_up_sync(kAll, static_cast<double>(lane), 1), down = __shfl_down_sync(kAll, 1.0 * lane, 2);
     const int16_t wide = __shfl_sync(kAll, static_cast<int16_t>(lane), 37); // modulo 32
-    const bool right = up == (lane ? lane - 1 : 0) && down == (lane < 30 ? lane + 2 : lane) && wide == 5;
-    dev::store(a.y, threadIdx.x, __all_sync(kAll, right) && __any_sync(kAll, lane == 7) && !__any_sync(kAll, lane > 31)
-               ? 1.f : 0.f);
+    const int across = __shfl_xor_sync(kAll, lane, 5), of_eight = __shfl_sync(kAll, lane, 3, 8);
+    const bool right = up == (lane ? lane - 1 : 0) && down == (lane < 30 ? lane + 2 : lane) && wide == 5 &&
+                       across == (lane ^ 5) && of_eight == lane / 8 * 8 + 3;
+    const bool any = __any_sync(kAll, lane == 7) && !__any_sync(kAll, lane > 31);
+    dev::store(a.y, threadIdx.x, __all_sync(kAll, right) && !__all_sync(kAll, lane != 7) && any ? 1.f : 0.f);
 }
 
 __global__ void neighbours_by_syncwarp(Args a)
@@ -138,7 +140,8 @@ __global__ void much_shared_in_parts(Args a) // 200 KiB
     f[threadIdx.x] = static_cast<float>(threadIdx.x);
     v[threadIdx.x] = {{1, 2, 3, 4}};
     __syncthreads();
-    dev::store(a.y, threadIdx.x, f[63 - threadIdx.x] + v[63 - threadIdx.x].v[3]);
+    const unsigned other = 63 - threadIdx.x;
+    dev::store(a.y, threadIdx.x, f[other] + f[25 * 1024 + 4 * other + 3]); // what v[other].v[3] is
 }
 
 // ---- global memory: 256 floats for each of a grid's blocks of 64 threads, copied as T, N at a time ----
@@ -198,7 +201,7 @@ __global__ void a_thread_sees_its_writes(Args a)
 
 // ---- shared memory ----
 
-__global__ void arrays_are_aligned(Args a)
+__global__ void arrays_are_aligned_and_apart(Args a)
 {
     WF_SHARED(unsigned char, bytes, 3);
     WF_SHARED(float, floats, 5);
@@ -207,7 +210,15 @@ __global__ void arrays_are_aligned(Args a)
     const unsigned char *b = bytes;
     const float *f = floats;
     const double *d = doubles;
-    dev::store(a.y, threadIdx.x, of16(b) && of16(f) && of16(d) ? 1.f : 0.f);
+    if (threadIdx.x < 3)
+        bytes[threadIdx.x] = 3;
+    if (threadIdx.x < 5)
+        floats[threadIdx.x] = 5;
+    if (threadIdx.x < 8)
+        doubles[threadIdx.x] = 8;
+    __syncthreads();
+    const bool apart = bytes[threadIdx.x % 3] == 3 && floats[threadIdx.x % 5] == 5 && doubles[threadIdx.x % 8] == 8;
+    dev::store(a.y, threadIdx.x, of16(b) && of16(f) && of16(d) && apart ? 1.f : 0.f);
 }
 
 __global__ void copies_into_two_slots(Args a) // a ring, the latest copy still on its way; 4 floats a thread and slot
@@ -302,7 +313,7 @@ const Case correct_cases[] = {
     {"every width", once<every_width, 16, 64>, 0, 0, 0, at, 4096},
     {"words", once<words, 2, 64>, 0, 0, 0, at, 512},
     {"a thread sees its writes", once<a_thread_sees_its_writes, 1, 64>, 0, 0, 0, [](int i) { return at(i + 3); }, 64},
-    {"arrays are aligned", once<arrays_are_aligned, 1, 64, 64>, 0, 0, 0, [](int) { return 1.f; }, 64},
+    {"arrays are aligned and apart", once<arrays_are_aligned_and_apart, 1, 64, 64>, 0, 0, 0, [](int) { return 1.f; }, 64},
     {"copies into two slots", once<copies_into_two_slots, 1, 64>, 0, 0, 0, [](int i) { return at(64 * i + 6168); }, 64},
     {"uniform values", once<uniform_values, 1, 128>, 0, 0, 0, [](int i) { return at(12 + 2 * (i / 32)); }, 128},
     {"cluster of one", once<cluster_of_one, 2, 256>, 0, 0, 0, [](int i) { return at(255 - i % 256); }, 512},
