@@ -46,7 +46,7 @@ static void same_bits(const Case *c)
     const char *error = p->count < JUDGED ? run_case(c, NULL) : NULL;
     memset(linear, 0, sizeof linear);
     error = error ? error : run_once(c, p, c->variant, linear, NULL);
-    for (int way = 0; way < (p->count < LARGE ? WAYS : p->count < 4 * LARGE ? 2 : 1) && !error; way++) {
+    for (int way = 0; way < WAYS && !error; way++) {
         Case changed = *c;
         changed.misalign = ways[way].misalign;
         changed.inplace = ways[way].in_place;
