@@ -5,10 +5,10 @@ is deleted in turn, then small mechanical mistakes are made in what runs on the 
     mutate_cuda.py [--count 60] [--seed 1] [--sync] [--work build/mutate-cuda] [--minutes 0]
 
 Kernels are built for two pairs of dtypes (WF_FEW_DTYPES), and the tests are those of the operations whose kernels became
-others: TSan for a deleted synchronization, every variant in several schedules, the operations' suites, the meter, the failing
-calls, ASan and UBSan. Resumable: what is known of a file as it is is kept in --work/results.json; the table goes to
-tests/mutation-cuda.md. Which mistakes are made is drawn by a hash of each, so that a change elsewhere leaves them the same.
---sync stops behind the synchronization; --minutes is when to stop before the next mutant.
+others: every variant in several schedules, the operations' suites, the meter, the failing calls, ASan and UBSan, TSan (first
+where a synchronization was deleted). Resumable: what is known of a file as it is is kept in --work/results.json; the table
+goes to tests/mutation-cuda.md. Which mistakes are made is drawn by a hash of each, so that a change elsewhere leaves them the
+same. --sync stops behind the synchronization; --minutes is when to stop before the next mutant.
 """
 
 import argparse
@@ -199,7 +199,7 @@ class Tree:
 
 def attempt(mutant, tree):
     sync, began = mutant["operator"] == "deleted_synchronization", time.time()
-    for mode in ["tsan"] * sync + ["plain", "asan"]:
+    for mode in ["tsan", "plain", "asan"] if sync else ["plain", "asan", "tsan"]:
         failure = tree.first_failure(mutant, mode)
         if isinstance(failure, str):
             return {"result": failure}
