@@ -55,7 +55,7 @@ static void finish_sets(const struct channelnorm_forward_run *r, int64_t set, in
     int32_t                           scaled = 0;
     _Pragma("omp simd reduction(| : scaled)")
     for (int64_t j = 0; j < n; j++) {
-        const double variance = (double)s->m2[j] / (double)count + p->eps; /* as rstd_of */
+        const double variance = (double)s->m2[j] / (double)count + (double)(real)p->eps; /* as rstd_of */
         r->mean[set + j] = s->mean[j];
         r->mean_lo[set + j] = s->mean_lo[j];
         r->rstd[set + j] = variance == 0 ? 0 : (real)(1 / sqrt(variance));
@@ -63,7 +63,7 @@ static void finish_sets(const struct channelnorm_forward_run *r, int64_t set, in
         scaled |= s->scale[j];
     }
     for (int64_t j = 0; (scaled || count < 2) && j < n; j++) {
-        r->rstd[set + j] = rstd_of(column_get(s, j), count, p->eps);
+        r->rstd[set + j] = rstd_of(column_get(s, j), count, (real)p->eps);
         r->variance[set + j] = count > 1 ? moments_variance(column_get(s, j), degrees) : 0;
     }
 }
@@ -75,7 +75,7 @@ static void known_sets(const struct channelnorm_forward_run *r, int64_t set, int
         const struct moments m = {0, 0, given(r->p->running_var_in, j), 0};
         r->mean[j] = given(r->p->running_mean_in, j);
         r->mean_lo[j] = 0;
-        r->rstd[j] = rstd_of(m, 1, r->p->eps);
+        r->rstd[j] = rstd_of(m, 1, (real)r->p->eps);
     }
 }
 

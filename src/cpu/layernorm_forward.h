@@ -128,7 +128,7 @@ static struct moments row_moments(const struct layernorm_forward *p, int64_t row
 
 static struct stats finish_row(const struct layernorm_forward *p, int64_t row, struct moments m)
 {
-    const struct stats stats = {m.mean, m.mean_lo, rstd_of(m, p->cols, p->eps)};
+    const struct stats stats = {m.mean, m.mean_lo, rstd_of(m, p->cols, (real)p->eps)};
     if (p->mean)
         ((real *)p->mean)[row] = stats.mean;
     if (p->mean_lo)

@@ -257,12 +257,12 @@ __attribute__((noinline, cold)) static void tile_squares_scaled(const real *x, i
     tile_squares(scaled, n, 0, sum, squares);
 }
 
-/* As moments_rstd, but rounded once: what is lost before has the rest of the bar. */
-static inline real rstd_of(struct moments m, int64_t count, double eps)
+/* As moments_rstd, but rounded once: what is lost before has the rest of the bar. eps is a real, so that the result is one. */
+static inline real rstd_of(struct moments m, int64_t count, real eps)
 {
-    const double scaled_eps = m.scale == 0 ? eps : ldexp(eps, -2 * m.scale);
+    const double scaled_eps = m.scale == 0 ? (double)eps : ldexp((double)eps, -2 * m.scale);
     const bool   eps_alone = !isfinite(scaled_eps);
-    const double variance = eps_alone ? eps : (double)m.m2 / (double)count + scaled_eps;
+    const double variance = eps_alone ? (double)eps : (double)m.m2 / (double)count + scaled_eps;
     if (count == 0 || variance == 0)
         return 0;
     const double rstd = 1 / sqrt(variance);
