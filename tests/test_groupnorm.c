@@ -11,6 +11,7 @@ static const char *const lines[] = {
     "groupnorm_forward x=f32 n=1 c=4 hw=10007 groups=2 layout=nhwc data=offset", /* and longer than what one thread takes */
     "groupnorm_backward x=f32 n=1 c=4 hw=10007 groups=2 layout=nhwc",
     "groupnorm_backward x=f32 n=1 c=2 hw=20011 groups=1",
+    "groupnorm_forward x=f64 layout=nhwc n=4096 c=3 hw=2 groups=1 eps=0 seed=0", /* few values, guessed from all of them */
     "+groupnorm_forward x=f32 n=65537 c=3 hw=1 groups=3",
     "+groupnorm_forward x=bf16 w=f32 n=131073 c=1 hw=2 groups=1",
     "+groupnorm_backward x=f32 n=65537 c=3 hw=1 groups=3",

@@ -344,13 +344,14 @@ static void guess_units(const struct columns_tile *t, const void *data, int64_t 
     int64_t       few = 1;
     while (few < SAMPLE && few * 2 <= n)
         few *= 2;
-    const real share = 1 / (real)few;
+    const int64_t each = min64(t->unit, SAMPLE / few), count = few * each; /* columns of a unit in each row */
+    const real    share = 1 / (real)count;
     fill(guess, units, 0);
     fill(spread, units, 0);
     for (int64_t k = 0; k < few; k++)
         fetch(data, t->dtype, (row + k) * t->c + t->col, t->width);
-    for (int64_t k = 0; k < few; k++) {
-        const real *x = load(data, t->dtype, (row + k) * t->c + t->col, t->width, buffer) + k % t->unit;
+    for (int64_t k = 0; k < count; k++) {
+        const real *x = load(data, t->dtype, (row + k / each) * t->c + t->col, t->width, buffer) + k % t->unit;
         for (int64_t j = 0; k == 0 && j < units; j++)
             first[j] = x[j * t->unit];
         SIMD
