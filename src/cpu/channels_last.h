@@ -9,7 +9,7 @@
 enum {
     WIDE = TILE,          /* at most, of a wide row */
     SWEPT_WIDE = 512,     /* of one that is reduced: rows 4 KB apart would all be in one set of the cache */
-    LEAF_WIDE_ROWS = 128, /* of a block: at most 32 additions of SWEPT_ROWS rows in sequence */
+    LEAF_WIDE_ROWS = 128, /* of a block */
     FETCHED = 8192,       /* bytes from what is read to what is fetched meanwhile */
     FEW = 4,              /* sweeps, and times as many, whose sums are one before they meet others */
     SAMPLE = 16,          /* rows that a guess is the mean of */
