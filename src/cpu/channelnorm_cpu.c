@@ -55,10 +55,9 @@ static void finish_sets(const struct channelnorm_forward_run *r, int64_t set, in
     int32_t                           scaled = 0;
     _Pragma("omp simd reduction(| : scaled)")
     for (int64_t j = 0; j < n; j++) {
-        const double variance = (double)s->m2[j] / (double)count + (double)(real)p->eps; /* as rstd_of */
         r->mean[set + j] = s->mean[j];
         r->mean_lo[set + j] = s->mean_lo[j];
-        r->rstd[set + j] = variance == 0 ? 0 : (real)(1 / sqrt(variance));
+        r->rstd[set + j] = (real)inverse_root((double)s->m2[j] / (double)count + (double)(real)p->eps); /* rstd_of, unscaled */
         r->variance[set + j] = s->m2[j] / (real)degrees;
         scaled |= s->scale[j];
     }

@@ -212,9 +212,9 @@ INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const vo
     const struct fetch f = fetch_of(t);
     const char        *x = at_element(data, dtype, row * t->c + t->col);
     ALIGNED real       few[2][SWEPT_WIDE + PAIR], more[2][SWEPT_WIDE + PAIR];
-    fill(sum, all + PAIR, 0);
-    fill(squares, all + PAIR, 0);
+    real *const        total[2] = {sum, squares};
     for (int k = 0; k < 2; k++) {
+        fill(total[k], all + PAIR, 0);
         fill(few[k], all + PAIR, 0);
         fill(more[k], all + PAIR, 0);
     }
@@ -223,13 +223,14 @@ INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const vo
             sweep_rows(dtype, x, step, &f, i, PAIR, center, up, few[0], few[1]);
         if (whole < all)
             sweep_rows(dtype, x, step, &f, whole, all - whole, center, up, few[0], few[1]);
-        const bool last = n < 2 * SWEPT_ROWS * t->fold;
-        for (int k = 0; k < 2; k++) {
-            if (last || sweep % FEW == 0)
-                sums_move(more[k], few[k], all + PAIR);
-            if (last || sweep % (FEW * FEW) == 0)
-                sums_move(k == 0 ? sum : squares, more[k], all + PAIR);
-        }
+        for (int k = 0; k < 2 && sweep % FEW == 0; k++)
+            sums_move(more[k], few[k], all + PAIR);
+        for (int k = 0; k < 2 && sweep % (FEW * FEW) == 0; k++)
+            sums_move(total[k], more[k], all + PAIR);
+    }
+    for (int k = 0; k < 2; k++) {
+        sums_move(more[k], few[k], all + PAIR);
+        sums_move(total[k], more[k], all + PAIR);
     }
     for (; n > 0; n -= t->fold, x += step) {
         const int64_t columns = min64(n, t->fold) * t->width;

@@ -257,16 +257,22 @@ __attribute__((noinline, cold)) static void tile_squares_scaled(const real *x, i
     tile_squares(scaled, n, 0, sum, squares);
 }
 
+/* 1 / sqrt(variance with its eps), 0 where that would divide by zero. */
+static inline double inverse_root(double variance)
+{
+    return variance == 0 ? 0 : 1 / sqrt(variance);
+}
+
 /* As moments_rstd, but rounded once: what is lost before has the rest of the bar. eps is a real, so that the result is one. */
 static inline real rstd_of(struct moments m, int64_t count, real eps)
 {
     const double scaled_eps = m.scale == 0 ? (double)eps : ldexp((double)eps, -2 * m.scale);
-    const bool   eps_alone = !isfinite(scaled_eps);
-    const double variance = eps_alone ? (double)eps : (double)m.m2 / (double)count + scaled_eps;
-    if (count == 0 || variance == 0)
+    if (count == 0)
         return 0;
-    const double rstd = 1 / sqrt(variance);
-    return (real)(m.scale == 0 || eps_alone ? rstd : ldexp(rstd, -m.scale));
+    if (!isfinite(scaled_eps)) /* it is all there is */
+        return (real)inverse_root((double)eps);
+    const double rstd = inverse_root((double)m.m2 / (double)count + scaled_eps);
+    return (real)(m.scale == 0 ? rstd : ldexp(rstd, -m.scale));
 }
 
 /* The moments of n values whose deviations from `center` sum to `sum`, their squares to `squares`, both scaled. */
