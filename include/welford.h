@@ -69,7 +69,8 @@ enum { /* what.flags. A flag that concerns another direction of the same operati
     WF_ACCUMULATE = 1, /* backward: add into dgamma and dbeta instead of overwriting them          */
     WF_FROZEN     = 2, /* batchnorm, instancenorm backward: the statistics are constants (evaluation) */
     WF_FEATURES   = 4, /* dropout: one decision per (n, c), as PyTorch's Dropout1d, 2d, 3d         */
-    WF_BIASED     = 8  /* batchnorm, instancenorm: the running variance is the biased one (ONNX, Flax) */
+    WF_BIASED     = 8, /* batchnorm, instancenorm: the running variance is the biased one (ONNX, Flax) */
+    WF_SUM_F32    = 16 /* layernorm, rmsnorm: residual, sum and their gradients are float where x has 16 bits */
 };
 enum { /* where.flags */
     WF_DRY_RUN = 1 << 16 /* check everything, enqueue nothing; `with` may be NULL: "is this supported?". On CUDA it also
@@ -118,17 +119,30 @@ WF_API const char *wf_variant(const char *operation, wf_backend backend, int i);
  * and a few units in the last place where a result is below the normal range of its dtype.
  *
  * Other libraries: cuDNN and ONNX (InvStdDev) save the same rstd; PyTorch's normalized_shape is the trailing dimensions
- * whose product is cols. */
+ * whose product is cols.
+ *
+ * Residual. LayerNorm and RMSNorm may be of a sum that is taken in the same pass, as the blocks of a transformer do it:
+ *     sum = residual + x * keep / (1 - p) * row_scale * col_scale,   y = norm(sum)
+ * with any of its parts absent. keep is wf_dropout's (see Dropout), of unit row * cols + col; nothing of it is saved.
+ * Each product and the sum is rounded in the arithmetic type, then sum to its dtype; statistics and y are those of sum
+ * as stored, whether it is asked for or not. Backward takes sum instead of x, and the gradient that arrives at sum by
+ * other ways:
+ *     dresidual = (gradient of the norm) + dsum,   dx = dresidual * col_scale * row_scale * keep / (1 - p)
+ * dx from dresidual as stored. residual, sum, dsum and dresidual have x's dtype, or WF_SUM_F32. Without dropout and
+ * scales dx is dresidual: ask for one of them. dresidual is within dx's bar above and u |dresidual|. */
 typedef struct wf_layernorm {
     size_t   size;
     wf_dtype x_dtype;            /* x, y, dy, dx                                                    */
     wf_dtype w_dtype;            /* gamma, beta, dgamma, dbeta: x_dtype, or WF_F32 with 16-bit x; stated even if all NULL */
-    uint32_t flags;              /* WF_ACCUMULATE                                                   */
+    uint32_t flags;              /* WF_ACCUMULATE, WF_SUM_F32                                       */
     uint32_t reserved;           /* 0                                                               */
     int64_t  rows, cols;         /* x is [rows, cols]; 0 is valid                                   */
     int64_t  x_stride, y_stride; /* elements from row to row, at least cols; 0 = cols               */
     int64_t  dx_stride, dy_stride; /* 0 = x_stride, y_stride                                        */
     double   eps;                /* >= 0, finite; inside the root                                   */
+    double   p;                  /* dropout of x before the sum: probability to DROP, 0 <= p <= 1; 0 = none */
+    int64_t  residual_stride;    /* residual and dresidual; 0 = cols                                */
+    int64_t  sum_stride;         /* sum and dsum; 0 = cols                                          */
 } wf_layernorm;
 typedef struct wf_layernorm_forward_args {
     size_t      size;
@@ -136,12 +150,25 @@ typedef struct wf_layernorm_forward_args {
     void       *y;                /* [rows, cols]; may be x (equal strides)                         */
     void       *mean, *rstd;      /* [rows], for the backward pass; NULL = not wanted               */
     void       *mean_lo;          /* [rows], what rounding took from mean; NULL = not wanted        */
+    const void *residual;         /* [rows, cols]; NULL = 0                                         */
+    void       *sum;              /* [rows, cols]; may be residual (equal strides); NULL = not wanted, but with
+                                     WF_SUM_F32 and 16-bit x any part of the sum needs it           */
+    const void *row_scale;        /* [rows], a statistic's dtype; NULL = 1 (stochastic depth)       */
+    const void *col_scale;        /* [cols], gamma's dtype; NULL = 1 (layer scale)                  */
+    uint64_t    seed, offset;     /* of the dropout, and pointers to them, as wf_dropout_args       */
+    const uint64_t *seed_ptr, *offset_ptr;
 } wf_layernorm_forward_args;
 typedef struct wf_layernorm_backward_args {
     size_t      size;
     const void *dy, *x, *gamma;        /* as in the forward pass; dy, x, mean, rstd always needed   */
     const void *mean, *rstd, *mean_lo; /* [rows], as the forward pass wrote them; mean_lo may be NULL */
     void       *dx, *dgamma, *dbeta;   /* [rows, cols], [cols], [cols]; NULL = not wanted; dx may be dy (equal strides) */
+    const void *sum;                   /* [rows, cols], as forward wrote it, in place of x: x is not read */
+    const void *dsum;                  /* [rows, cols]; NULL = 0                                    */
+    void       *dresidual;             /* [rows, cols]; may be dsum (equal strides); NULL = not wanted */
+    const void *row_scale, *col_scale; /* as in the forward pass, seed and offset too               */
+    uint64_t    seed, offset;
+    const uint64_t *seed_ptr, *offset_ptr;
 } wf_layernorm_backward_args;
 WF_API wf_status wf_layernorm_forward(const wf_layernorm *what, const wf_layernorm_forward_args *with,
                                       const wf_exec *where);
@@ -159,23 +186,35 @@ WF_API size_t wf_layernorm_backward_workspace(const wf_layernorm *what, wf_backe
 typedef struct wf_rmsnorm {
     size_t   size;
     wf_dtype x_dtype, w_dtype;     /* as wf_layernorm                                               */
-    uint32_t flags;                /* WF_ACCUMULATE                                                 */
+    uint32_t flags;                /* WF_ACCUMULATE, WF_SUM_F32                                     */
     uint32_t reserved;             /* 0                                                             */
     int64_t  rows, cols;
     int64_t  x_stride, y_stride, dx_stride, dy_stride; /* as wf_layernorm                           */
     double   eps;
     double   weight_offset;        /* finite; 0; 1 for a zero-centred gamma (Gemma)                 */
+    double   p;                    /* and the rest of the sum: as wf_layernorm                      */
+    int64_t  residual_stride, sum_stride;
 } wf_rmsnorm;
 typedef struct wf_rmsnorm_forward_args {
     size_t      size;
     const void *x, *gamma; /* [rows, cols], [cols] or NULL                                          */
     void       *y;         /* [rows, cols]; may be x (equal strides)                                */
     void       *rrms;      /* [rows], for the backward pass; NULL = not wanted                      */
+    const void *residual;  /* from here on: the sum, as wf_layernorm_forward_args                   */
+    void       *sum;
+    const void *row_scale, *col_scale;
+    uint64_t    seed, offset;
+    const uint64_t *seed_ptr, *offset_ptr;
 } wf_rmsnorm_forward_args;
 typedef struct wf_rmsnorm_backward_args {
     size_t      size;
     const void *dy, *x, *gamma, *rrms; /* dy, x, rrms always needed                                 */
     void       *dx, *dgamma;           /* NULL = not wanted; dx may be dy (equal strides)           */
+    const void *sum, *dsum;            /* from here on: the sum, as wf_layernorm_backward_args      */
+    void       *dresidual;
+    const void *row_scale, *col_scale;
+    uint64_t    seed, offset;
+    const uint64_t *seed_ptr, *offset_ptr;
 } wf_rmsnorm_backward_args;
 WF_API wf_status wf_rmsnorm_forward(const wf_rmsnorm *what, const wf_rmsnorm_forward_args *with, const wf_exec *where);
 WF_API wf_status wf_rmsnorm_backward(const wf_rmsnorm *what, const wf_rmsnorm_backward_args *with,

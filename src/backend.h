@@ -12,6 +12,21 @@
 
 struct call; /* call.h: who calls, where to run, and what to report */
 
+/* What the norm of a row is taken of, where that is not x itself: sum = residual + kept(x) * row_scale * col_scale, of
+ * dtype, and kept(x) = keep(row * cols + col) ? x * scale : 0. Backward: dresidual = gradient of the norm + dsum, and dx
+ * from dresidual as stored. sum NULL (forward): dtype is x's. */
+struct addition {
+    bool     present; /* else only dtype counts, for the workspace */
+    wf_dtype dtype;
+    int64_t  residual_stride, sum_stride; /* also of dresidual; of dsum */
+    uint64_t threshold;                   /* keep where the random word is less; 2^32: all, and scale is 1 */
+    double   scale;                       /* to be rounded to the arithmetic type */
+    uint64_t seed, offset;
+    const uint64_t *seed_ptr, *offset_ptr; /* read when the kernel runs; NULL = absent */
+    const void     *residual, *dsum, *row_scale, *col_scale;
+    void           *sum, *dresidual;
+};
+
 /* Each row of cols elements has its own statistics; gamma and beta are [cols]. */
 struct layernorm_forward {
     wf_dtype x_dtype, w_dtype;
@@ -20,14 +35,16 @@ struct layernorm_forward {
     double   eps, weight_offset; /* the factor is weight_offset + gamma; 1 where gamma is NULL */
     const void *x, *gamma, *beta;
     void       *y, *mean, *mean_lo, *rstd;
+    struct addition add;
 };
-struct layernorm_backward {
+struct layernorm_backward { /* with an addition x is the sum, of its dtype and stride */
     wf_dtype x_dtype, w_dtype;
     bool     centered, accumulate;
     int64_t  rows, cols, x_stride, dy_stride, dx_stride;
     double   weight_offset;
     const void *dy, *x, *gamma, *mean, *mean_lo, *rstd;
     void       *dx, *dgamma, *dbeta;
+    struct addition add;
 };
 
 /* x is [n, c, hw] or [n, hw, c]; gamma and beta are [c]. Which elements share a statistic:

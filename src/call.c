@@ -211,7 +211,7 @@ static void check_volume(struct call *call)
     }
 }
 
-static void check_stride(struct call *call, const char *name, int64_t *stride, int64_t fallback, int64_t rows,
+void check_stride(struct call *call, const char *name, int64_t *stride, int64_t fallback, int64_t rows,
                          int64_t cols)
 {
     if (*stride == 0)

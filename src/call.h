@@ -6,7 +6,7 @@
 
 #include "backend.h"
 
-enum { CALL_SIZES = 4, CALL_BUFFERS = 14 };
+enum { CALL_SIZES = 4, CALL_BUFFERS = 17 };
 
 /* A buffer as a matrix of bytes: rows of row_size, stride apart. */
 struct buffer {
@@ -53,6 +53,7 @@ void check_dtypes(struct call *call, wf_dtype x_dtype, wf_dtype w_dtype); /* enu
 void check_eps(struct call *call, double eps);
 void check_fraction(struct call *call, const char *name, double value); /* in [0, 1] */
 /* What LayerNorm and RMSNorm share. A zero stride becomes its default. */
+void check_stride(struct call *call, const char *name, int64_t *stride, int64_t fallback, int64_t rows, int64_t cols);
 void check_rows(struct call *call, int64_t rows, int64_t cols, int64_t *x_stride, int64_t *y_stride, int64_t *dx_stride,
                 int64_t *dy_stride);
 /* What all others share. */

@@ -1,17 +1,46 @@
 #include "rows.h"
 
 #include <math.h>
-#include <string.h>
 
-void rows_import(struct call *call, wf_rmsnorm *w, const void *what, size_t known_size)
+#include "common/philox.h"
+
+void rows_check(struct call *call, wf_rmsnorm *w)
 {
-    memset(w, 0, sizeof *w);
-    call_import(call, "what", w, known_size, what);
     check_dtypes(call, w->x_dtype, w->w_dtype);
-    check_flags(call, w->flags, WF_ACCUMULATE, w->reserved);
+    check_flags(call, w->flags, WF_ACCUMULATE | WF_SUM_F32, w->reserved);
+    check_that(call, !(w->flags & WF_SUM_F32 && w->x_dtype == WF_F64), "flags = 0x%x: WF_SUM_F32 with x_dtype = f64",
+               w->flags);
     check_rows(call, w->rows, w->cols, &w->x_stride, &w->y_stride, &w->dx_stride, &w->dy_stride);
+    check_stride(call, "residual_stride", &w->residual_stride, w->cols, w->rows, w->cols);
+    check_stride(call, "sum_stride", &w->sum_stride, w->cols, w->rows, w->cols);
     check_eps(call, w->eps);
     check_that(call, isfinite(w->weight_offset), "weight_offset = %g, must be finite", w->weight_offset);
+    check_fraction(call, "p", w->p);
+    if (call->status)
+        w->p = 0; /* what no keep threshold is made of */
+}
+
+struct keep {
+    double           p;
+    struct addition *add;
+};
+
+/* Part of the contract, as dropout's. */
+static void compute_keep(void *arg)
+{
+    const struct keep *k = arg;
+    k->add->threshold = wf_keep_threshold(k->p);
+    k->add->scale = k->p < 1 ? 1 / (1 - k->p) : 0;
+}
+
+static struct addition addition(const wf_rmsnorm *w)
+{
+    struct addition add = {.present = w->p > 0,
+                           .dtype = w->flags & WF_SUM_F32 ? WF_F32 : w->x_dtype,
+                           .residual_stride = w->residual_stride,
+                           .sum_stride = w->sum_stride};
+    in_our_fpmode(compute_keep, &(struct keep){w->p, &add});
+    return add;
 }
 
 struct layernorm_forward rows_forward(const wf_rmsnorm *w, bool centered)
@@ -24,7 +53,8 @@ struct layernorm_forward rows_forward(const wf_rmsnorm *w, bool centered)
                                       .x_stride = w->x_stride,
                                       .y_stride = w->y_stride,
                                       .eps = w->eps,
-                                      .weight_offset = w->weight_offset};
+                                      .weight_offset = w->weight_offset,
+                                      .add = addition(w)};
 }
 
 struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered)
@@ -38,62 +68,84 @@ struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered)
                                        .x_stride = w->x_stride,
                                        .dy_stride = w->dy_stride,
                                        .dx_stride = w->dx_stride,
-                                       .weight_offset = w->weight_offset};
+                                       .weight_offset = w->weight_offset,
+                                       .add = addition(w)};
 }
 
-wf_status rows_solve_forward(struct call *call, const struct layernorm_forward *p)
+static void check_scales(struct call *call, const struct addition *add, struct buffer_shape of_rows,
+                         struct buffer_shape of_cols)
 {
+    const struct buffer_shape word = vector_of(WF_F64, 1);
+    check_input(call, "row_scale", add->row_scale, of_rows, OPTIONAL);
+    check_input(call, "col_scale", add->col_scale, of_cols, OPTIONAL);
+    check_input(call, "seed_ptr", add->seed_ptr, word, OPTIONAL);
+    check_input(call, "offset_ptr", add->offset_ptr, word, OPTIONAL);
+}
+
+wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p)
+{
+    struct addition    *add = &p->add;
     struct buffer_shape of_x = {p->x_dtype, p->rows, p->cols, p->x_stride};
     struct buffer_shape of_y = {p->x_dtype, p->rows, p->cols, p->y_stride};
+    struct buffer_shape of_residual = {add->dtype, p->rows, p->cols, add->residual_stride};
+    struct buffer_shape of_sum = {add->dtype, p->rows, p->cols, add->sum_stride};
     struct buffer_shape of_rows = vector_of(wf_statistics_dtype(p->x_dtype), p->rows);
     struct buffer_shape of_cols = vector_of(p->w_dtype, p->cols);
 
+    add->present |= add->residual || add->sum || add->row_scale || add->col_scale;
     int x = check_input(call, "x", p->x, of_x, NEEDED);
     check_input(call, "gamma", p->gamma, of_cols, OPTIONAL);
     check_input(call, "beta", p->beta, of_cols, OPTIONAL);
+    int residual = check_input(call, "residual", add->residual, of_residual, OPTIONAL);
+    check_scales(call, add, of_rows, of_cols);
     check_output(call, "y", p->y, of_y, NEEDED, x);
+    check_output(call, "sum", add->sum, of_sum, add->present && add->dtype != p->x_dtype ? NEEDED : OPTIONAL, residual);
     check_output(call, "mean", p->mean, of_rows, OPTIONAL, -1);
     check_output(call, p->centered ? "rstd" : "rrms", p->rstd, of_rows, OPTIONAL, -1);
     check_output(call, "mean_lo", p->mean_lo, of_rows, OPTIONAL, -1);
     return call_close(call, call_ready(call) ? call->backend->layernorm_forward(p, call) : call->status);
 }
 
-wf_status rows_solve_backward(struct call *call, const struct layernorm_backward *p)
+wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, const void *sum)
 {
+    struct addition    *add = &p->add;
     struct buffer_shape of_x = {p->x_dtype, p->rows, p->cols, p->x_stride};
     struct buffer_shape of_dy = {p->x_dtype, p->rows, p->cols, p->dy_stride};
     struct buffer_shape of_dx = {p->x_dtype, p->rows, p->cols, p->dx_stride};
+    struct buffer_shape of_residual = {add->dtype, p->rows, p->cols, add->residual_stride};
+    struct buffer_shape of_sum = {add->dtype, p->rows, p->cols, add->sum_stride};
     struct buffer_shape of_rows = vector_of(wf_statistics_dtype(p->x_dtype), p->rows);
     struct buffer_shape of_cols = vector_of(p->w_dtype, p->cols);
 
+    add->present |= sum || add->dsum || add->dresidual || add->row_scale || add->col_scale;
     int dy = check_input(call, "dy", p->dy, of_dy, NEEDED);
-    check_input(call, "x", p->x, of_x, NEEDED);
+    if (add->present)
+        check_input(call, "sum", sum, of_sum, NEEDED);
+    else
+        check_input(call, "x", p->x, of_x, NEEDED);
     check_input(call, "gamma", p->gamma, of_cols, OPTIONAL);
     check_input(call, "mean", p->mean, of_rows, p->centered ? NEEDED : OPTIONAL);
     check_input(call, p->centered ? "rstd" : "rrms", p->rstd, of_rows, NEEDED);
     check_input(call, "mean_lo", p->mean_lo, of_rows, OPTIONAL);
+    int dsum = check_input(call, "dsum", add->dsum, of_sum, OPTIONAL);
+    check_scales(call, add, of_rows, of_cols);
     check_output(call, "dx", p->dx, of_dx, OPTIONAL, dy);
+    check_output(call, "dresidual", add->dresidual, of_residual, OPTIONAL, dsum);
     check_output(call, "dgamma", p->dgamma, of_cols, OPTIONAL, -1);
     check_output(call, "dbeta", p->dbeta, of_cols, OPTIONAL, -1);
+    if (add->present)
+        p->x = sum, p->x_stride = add->sum_stride;
     return call_close(call, call_ready(call) ? call->backend->layernorm_backward(p, call) : call->status);
 }
 
-size_t rows_forward_workspace(const char *operation, const void *what, size_t known_size, wf_backend backend)
+size_t rows_forward_workspace(struct call *call, wf_rmsnorm *w)
 {
-    struct call call;
-    wf_rmsnorm  w;
-    call_open_query(&call, operation, backend);
-    rows_import(&call, &w, what, known_size);
-    struct layernorm_forward p = rows_forward(&w, true);
-    return call_ready(&call) ? call.backend->layernorm_forward_workspace(&p) : 0;
+    struct layernorm_forward p = rows_forward(w, true);
+    return call_ready(call) ? call->backend->layernorm_forward_workspace(&p) : 0;
 }
 
-size_t rows_backward_workspace(const char *operation, const void *what, size_t known_size, wf_backend backend)
+size_t rows_backward_workspace(struct call *call, wf_rmsnorm *w)
 {
-    struct call call;
-    wf_rmsnorm  w;
-    call_open_query(&call, operation, backend);
-    rows_import(&call, &w, what, known_size);
-    struct layernorm_backward p = rows_backward(&w, true);
-    return call_ready(&call) ? call.backend->layernorm_backward_workspace(&p) : 0;
+    struct layernorm_backward p = rows_backward(w, true);
+    return call_ready(call) ? call->backend->layernorm_backward_workspace(&p) : 0;
 }

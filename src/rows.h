@@ -2,27 +2,36 @@
 #ifndef WELFORD_ROWS_H
 #define WELFORD_ROWS_H
 
+#include <string.h>
+
 #include "call.h"
 
-/* RMSNorm's struct is LayerNorm's and weight_offset, so it serves both. */
-_Static_assert(offsetof(wf_rmsnorm, weight_offset) == sizeof(wf_layernorm) &&
-                   offsetof(wf_rmsnorm, eps) == offsetof(wf_layernorm, eps) &&
+/* RMSNorm's struct has all fields of LayerNorm's, so the library keeps that one. Both begin alike. */
+#define ROWS_HEAD offsetof(wf_layernorm, p)
+_Static_assert(offsetof(wf_rmsnorm, weight_offset) == ROWS_HEAD && offsetof(wf_rmsnorm, eps) == offsetof(wf_layernorm, eps) &&
                    offsetof(wf_rmsnorm, rows) == offsetof(wf_layernorm, rows),
                "wf_rmsnorm begins as wf_layernorm");
 
-/* Imports and checks `what`, a struct whose size the library knows as known_size; strides are filled in. */
-void rows_import(struct call *call, wf_rmsnorm *w, const void *what, size_t known_size);
+/* Checks `what`; strides are filled in. */
+void rows_check(struct call *call, wf_rmsnorm *w);
 
 /* The problem without its buffers. */
 struct layernorm_forward  rows_forward(const wf_rmsnorm *w, bool centered);
 struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered);
 
-/* Checks the buffers and solves. */
-wf_status rows_solve_forward(struct call *call, const struct layernorm_forward *p);
-wf_status rows_solve_backward(struct call *call, const struct layernorm_backward *p);
+/* What is added, of either operation's args. */
+#define ROWS_DROPOUT(add, a)                                                                                           \
+    ((add).row_scale = (a).row_scale, (add).col_scale = (a).col_scale, (add).seed = (a).seed, (add).offset = (a).offset, \
+     (add).seed_ptr = (a).seed_ptr, (add).offset_ptr = (a).offset_ptr)
+#define ROWS_ADDITION(add, a)  (ROWS_DROPOUT(add, a), (add).residual = (a).residual, (add).sum = (a).sum)
+#define ROWS_GRADIENTS(add, a) (ROWS_DROPOUT(add, a), (add).dsum = (a).dsum, (add).dresidual = (a).dresidual)
 
-/* The workspace queries. */
-size_t rows_forward_workspace(const char *operation, const void *what, size_t known_size, wf_backend backend);
-size_t rows_backward_workspace(const char *operation, const void *what, size_t known_size, wf_backend backend);
+/* Checks the buffers and solves. sum: of the backward pass, in place of x. */
+wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p);
+wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, const void *sum);
+
+/* The workspace queries; the call is open and w imported. */
+size_t rows_forward_workspace(struct call *call, wf_rmsnorm *w);
+size_t rows_backward_workspace(struct call *call, wf_rmsnorm *w);
 
 #endif

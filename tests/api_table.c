@@ -44,29 +44,61 @@
         NEEDED(with, mean, statistics), NEEDED(with, rstd, statistics), OPTIONAL(with, mean_lo, statistics),           \
         WANTED(with, dx, EXTENT_DX, "dy"), WANTED(with, dgamma, EXTENT_PARAMETER, NULL),                               \
         WANTED(with, dbeta, EXTENT_PARAMETER, NULL)
+/* Norms of a sum. */
+#define SUM_FIELDS(what)                                                                                               \
+    ROW_FIELDS(what), FIELD(what, p, FIELD_FRACTION), FIELD(what, residual_stride, FIELD_STRIDE),                      \
+        FIELD(what, sum_stride, FIELD_STRIDE)
+#define SCALES(with)                                                                                                   \
+    OPTIONAL(with, row_scale, EXTENT_ROWS), OPTIONAL(with, col_scale, EXTENT_PARAMETER),                               \
+        OPTIONAL(with, seed_ptr, EXTENT_WORD), OPTIONAL(with, offset_ptr, EXTENT_WORD)
+#define ADDITION(with)                                                                                                 \
+    SCALES(with), OPTIONAL(with, residual, EXTENT_RESIDUAL), WANTED(with, sum, EXTENT_SUM, "residual")
+#define GRADIENTS(with)                                                                                                \
+    SCALES(with), OPTIONAL(with, dsum, EXTENT_SUM), WANTED(with, dresidual, EXTENT_RESIDUAL, "dsum"),                  \
+        WANTED(with, dx, EXTENT_DX, "dy"), WANTED(with, dgamma, EXTENT_PARAMETER, NULL)
 #define DROPOUT_FIELDS                                                                                                 \
     CHANNEL_FIELDS(wf_dropout), FIELD(wf_dropout, kind, FIELD_DROPOUT_KIND), FIELD(wf_dropout, p, FIELD_FRACTION)
 #define DROPOUT_BUFFERS                                                                                                \
     NEEDED(wf_dropout_args, x, EXTENT_X), RESULT(wf_dropout_args, y, EXTENT_Y, "x"),                                   \
         OPTIONAL(wf_dropout_args, seed_ptr, EXTENT_WORD), OPTIONAL(wf_dropout_args, offset_ptr, EXTENT_WORD)
 
+enum { ROW_FLAGS = WF_ACCUMULATE | WF_SUM_F32 };
 enum { CHANNEL_FLAGS = WF_ACCUMULATE | WF_FROZEN | WF_BIASED };
 
 const Operation operations[OPERATIONS] = {
-    {OPERATION(layernorm_forward, wf_layernorm), sizeof(wf_layernorm_forward_args), WF_ACCUMULATE,
+    {OPERATION(layernorm_forward, wf_layernorm), sizeof(wf_layernorm_forward_args), ROW_FLAGS,
      {ROW_FIELDS(wf_layernorm)}, {FORWARD_BUFFERS(wf_layernorm_forward_args, EXTENT_ROWS)}},
-    {OPERATION(layernorm_backward, wf_layernorm), sizeof(wf_layernorm_backward_args), WF_ACCUMULATE,
+    {OPERATION(layernorm_backward, wf_layernorm), sizeof(wf_layernorm_backward_args), ROW_FLAGS,
      {ROW_FIELDS(wf_layernorm)}, {BACKWARD_BUFFERS(wf_layernorm_backward_args, EXTENT_ROWS)}},
-    {OPERATION(rmsnorm_forward, wf_rmsnorm), sizeof(wf_rmsnorm_forward_args), WF_ACCUMULATE,
+    {OPERATION(rmsnorm_forward, wf_rmsnorm), sizeof(wf_rmsnorm_forward_args), ROW_FLAGS,
      {ROW_FIELDS(wf_rmsnorm), FIELD(wf_rmsnorm, weight_offset, FIELD_FINITE)},
      {NEEDED(wf_rmsnorm_forward_args, x, EXTENT_X), OPTIONAL(wf_rmsnorm_forward_args, gamma, EXTENT_PARAMETER),
       RESULT(wf_rmsnorm_forward_args, y, EXTENT_Y, "x"), WANTED(wf_rmsnorm_forward_args, rrms, EXTENT_ROWS, NULL)}},
-    {OPERATION(rmsnorm_backward, wf_rmsnorm), sizeof(wf_rmsnorm_backward_args), WF_ACCUMULATE,
+    {OPERATION(rmsnorm_backward, wf_rmsnorm), sizeof(wf_rmsnorm_backward_args), ROW_FLAGS,
      {ROW_FIELDS(wf_rmsnorm), FIELD(wf_rmsnorm, weight_offset, FIELD_FINITE)},
      {NEEDED(wf_rmsnorm_backward_args, dy, EXTENT_DY), NEEDED(wf_rmsnorm_backward_args, x, EXTENT_X),
       OPTIONAL(wf_rmsnorm_backward_args, gamma, EXTENT_PARAMETER), NEEDED(wf_rmsnorm_backward_args, rrms, EXTENT_ROWS),
       WANTED(wf_rmsnorm_backward_args, dx, EXTENT_DX, "dy"),
       WANTED(wf_rmsnorm_backward_args, dgamma, EXTENT_PARAMETER, NULL)}},
+    {OPERATION(layernorm_forward, wf_layernorm), sizeof(wf_layernorm_forward_args), ROW_FLAGS,
+     {SUM_FIELDS(wf_layernorm)},
+     {FORWARD_BUFFERS(wf_layernorm_forward_args, EXTENT_ROWS), ADDITION(wf_layernorm_forward_args)}},
+    {OPERATION(layernorm_backward, wf_layernorm), sizeof(wf_layernorm_backward_args), ROW_FLAGS,
+     {SUM_FIELDS(wf_layernorm)},
+     {NEEDED(wf_layernorm_backward_args, dy, EXTENT_DY), NEEDED(wf_layernorm_backward_args, sum, EXTENT_SUM),
+      OPTIONAL(wf_layernorm_backward_args, gamma, EXTENT_PARAMETER), NEEDED(wf_layernorm_backward_args, mean, EXTENT_ROWS),
+      NEEDED(wf_layernorm_backward_args, rstd, EXTENT_ROWS), OPTIONAL(wf_layernorm_backward_args, mean_lo, EXTENT_ROWS),
+      GRADIENTS(wf_layernorm_backward_args), WANTED(wf_layernorm_backward_args, dbeta, EXTENT_PARAMETER, NULL)}},
+    {OPERATION(rmsnorm_forward, wf_rmsnorm), sizeof(wf_rmsnorm_forward_args), ROW_FLAGS,
+     {SUM_FIELDS(wf_rmsnorm), FIELD(wf_rmsnorm, weight_offset, FIELD_FINITE)},
+     {NEEDED(wf_rmsnorm_forward_args, x, EXTENT_X), OPTIONAL(wf_rmsnorm_forward_args, gamma, EXTENT_PARAMETER),
+      RESULT(wf_rmsnorm_forward_args, y, EXTENT_Y, "x"), WANTED(wf_rmsnorm_forward_args, rrms, EXTENT_ROWS, NULL),
+      ADDITION(wf_rmsnorm_forward_args)}},
+    {OPERATION(rmsnorm_backward, wf_rmsnorm), sizeof(wf_rmsnorm_backward_args), ROW_FLAGS,
+     {SUM_FIELDS(wf_rmsnorm), FIELD(wf_rmsnorm, weight_offset, FIELD_FINITE)},
+     {NEEDED(wf_rmsnorm_backward_args, dy, EXTENT_DY), NEEDED(wf_rmsnorm_backward_args, sum, EXTENT_SUM),
+      OPTIONAL(wf_rmsnorm_backward_args, gamma, EXTENT_PARAMETER), NEEDED(wf_rmsnorm_backward_args, rrms, EXTENT_ROWS),
+      GRADIENTS(wf_rmsnorm_backward_args)}},
     {OPERATION(groupnorm_forward, wf_groupnorm), sizeof(wf_groupnorm_forward_args), WF_ACCUMULATE,
      {NORM_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
      {FORWARD_BUFFERS(wf_groupnorm_forward_args, EXTENT_GROUPS)}},
@@ -175,6 +207,7 @@ static int64_t activation_count(const ApiCall *c, const char *stride, const char
 size_t api_size(const ApiCall *c, const Buffer *b)
 {
     const int64_t x_size = dtype_size(api_integer(c, "x_dtype")), w_size = dtype_size(api_integer(c, "w_dtype"));
+    const int64_t sum_size = api_integer(c, "flags") & WF_SUM_F32 ? 4 : x_size;
     const int64_t statistic = x_size == 8 ? 8 : 4, n = api_integer(c, "n"), channels = api_integer(c, "c");
     const int per_channel = (api_integer(c, "flags") & WF_FROZEN) && api_buffer(c->op, "dy");
     switch (b->extent) {
@@ -186,6 +219,10 @@ size_t api_size(const ApiCall *c, const Buffer *b)
         return (size_t)(activation_count(c, "dx_stride", "x_stride") * x_size);
     case EXTENT_DY:
         return (size_t)(activation_count(c, "dy_stride", "y_stride") * x_size);
+    case EXTENT_RESIDUAL:
+        return (size_t)(activation_count(c, "residual_stride", "cols") * sum_size);
+    case EXTENT_SUM:
+        return (size_t)(activation_count(c, "sum_stride", "cols") * sum_size);
     case EXTENT_PARAMETER:
         return (size_t)((api_field(c->op, "cols") ? api_integer(c, "cols") : channels) * w_size);
     case EXTENT_ROWS:
@@ -258,8 +295,9 @@ void api_begin(ApiCall *c, const Operation *op, int64_t rows)
     static const struct {
         const char *name;
         int64_t value;
-    } sizes[] = {{"rows", 3},      {"cols", 5}, {"x_stride", 7}, {"y_stride", 8}, {"dx_stride", 9},
-                 {"dy_stride", 10}, {"n", 2},    {"c", 6},        {"hw", 5},       {"groups", 3}};
+    } sizes[] = {{"rows", 3},       {"cols", 5},       {"x_stride", 7},         {"y_stride", 8},
+                 {"dx_stride", 9},  {"dy_stride", 10}, {"residual_stride", 11}, {"sum_stride", 12},
+                 {"n", 2},          {"c", 6},          {"hw", 5},               {"groups", 3}};
     memset(c, 0, sizeof *c);
     c->op = op;
     memcpy(c->what, &op->what_size, sizeof op->what_size);

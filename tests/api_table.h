@@ -21,7 +21,7 @@ typedef struct Field {
 } Field;
 
 typedef enum Extent { /* elements and dtype of a buffer */
-    EXTENT_X, EXTENT_Y, EXTENT_DX, EXTENT_DY,                      /* activations; the name tells the stride */
+    EXTENT_X, EXTENT_Y, EXTENT_DX, EXTENT_RESIDUAL, EXTENT_SUM, EXTENT_DY, /* activations; the name tells the stride */
     EXTENT_PARAMETER,                                              /* [cols] or [c] of w_dtype               */
     EXTENT_ROWS, EXTENT_GROUPS, EXTENT_CHANNELS, EXTENT_INSTANCES, /* statistics                             */
     EXTENT_MASK, EXTENT_WORD
@@ -34,7 +34,7 @@ typedef struct Buffer {
     const char *alias; /* of an output: the input that it may be */
 } Buffer;
 
-enum { MAX_FIELDS = 14, MAX_BUFFERS = 14 };
+enum { MAX_FIELDS = 15, MAX_BUFFERS = 15 };
 typedef struct Operation {
     const char *name;
     wf_status (*call)(const void *what, const void *with, const wf_exec *where);
@@ -45,12 +45,12 @@ typedef struct Operation {
     Buffer buffer[MAX_BUFFERS];
 } Operation;
 
-enum { OPERATIONS = 14 };
+enum { OPERATIONS = 18 }; /* a norm of a sum counts as one of its own */
 extern const Operation operations[OPERATIONS];
 
 typedef struct ApiCall {
     const Operation *op;
-    _Alignas(16) unsigned char what[192], with[192]; /* longer than any struct; zero past it */
+    _Alignas(16) unsigned char what[256], with[256]; /* longer than any struct; zero past it */
     wf_exec where;
     unsigned char *memory[MAX_BUFFERS + 1]; /* the buffers and the workspace, as allocated */
     unsigned char *copy[MAX_BUFFERS + 1];   /* what was in them */

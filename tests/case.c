@@ -29,7 +29,8 @@ static const struct { const char *name; Norm norm; } ops[OP_COUNT] = {
 static const char *const dtypes[]   = { "f32", "f16", "bf16", "f64", NULL };
 static const char *const layouts[]  = { "nchw", "nhwc", NULL };
 static const char *const backends[] = { "cpu", "cuda", NULL };
-static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", NULL };
+static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", NULL };
+static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", NULL };
 static const char *const kinds[]    = { "dropout", "alpha", NULL };
 static const char *const fpmodes[]  = { "nearest", "up", "down", "zero", "flush", NULL };
 static const char *const runnings[] = { "0", "1", "inplace", "nan", NULL };
@@ -61,6 +62,10 @@ static const struct Field {
     { "y_stride", ROWS, offsetof(Case, y_stride), INT64, false, NULL },
     { "dx_stride", ROWS, offsetof(Case, dx_stride), INT64, false, NULL },
     { "dy_stride", ROWS, offsetof(Case, dy_stride), INT64, false, NULL },
+    { "add", ROWS, offsetof(Case, add), BITS, false, adds },
+    { "drop", ROWS, offsetof(Case, drop), DOUBLE, false, NULL },
+    { "residual_stride", ROWS, offsetof(Case, residual_stride), INT64, false, NULL },
+    { "sum_stride", ROWS, offsetof(Case, sum_stride), INT64, false, NULL },
     { "n", CHANNELS | DROP, offsetof(Case, n), INT64, true, NULL },
     { "c", CHANNELS | DROP, offsetof(Case, c), INT64, true, NULL },
     { "hw", CHANNELS | DROP, offsetof(Case, hw), INT64, true, NULL },
@@ -70,7 +75,7 @@ static const struct Field {
     { "weight_offset", 1 << RMSNORM, offsetof(Case, weight_offset), DOUBLE, false, NULL },
     { "kind", DROP, offsetof(Case, kind), WORD, false, kinds },
     { "p", DROP, offsetof(Case, p), DOUBLE, false, NULL },
-    { "offset", DROP, offsetof(Case, offset), UINT64, false, NULL },
+    { "offset", DROP | ROWS, offsetof(Case, offset), UINT64, false, NULL },
     { "flags", ALL, offsetof(Case, flags), BITS, false, flags },
     { "running", MOVING, offsetof(Case, running), WORD, false, runnings },
     { "null", ALL, offsetof(Case, null), BITS, false, nulls },
@@ -92,6 +97,8 @@ const char *op_name(Op op) { return ops[op].name; }
 Norm op_norm(Op op) { return ops[op].norm; }
 bool op_is_backward(Op op) { return strstr(ops[op].name, "_backward") != NULL; }
 bool op_is_infer(Op op) { return strstr(ops[op].name, "_infer") != NULL; }
+bool case_adds(const Case *c) { return c->add || c->drop > 0; }
+wf_dtype case_sum_dtype(const Case *c) { return c->flags & WF_SUM_F32 ? WF_F32 : c->x; }
 const char *dtype_name(wf_dtype dtype) { return dtypes[dtype]; }
 const char *data_name(Data data) { return datas[data]; }
 

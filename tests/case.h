@@ -35,6 +35,10 @@ enum { /* Case.null: the buffers given as NULL */
     NULL_DBETA = 128, NULL_MEAN = 256, NULL_RSTD = 512 /* RMSNorm: rrms */, NULL_MEAN_LO = 1024, NULL_MASK = 2048
 };
 
+enum { /* Case.add: what of LayerNorm's and RMSNorm's sum is given, or asked for */
+    ADD_RESIDUAL = 1, ADD_SUM = 2, ADD_ROW_SCALE = 4, ADD_COL_SCALE = 8, ADD_DSUM = 16, ADD_DRESIDUAL = 32
+};
+
 typedef enum Running { /* BatchNorm and InstanceNorm training: where the running statistics are */
     RUNNING_NONE, RUNNING_SEPARATE, RUNNING_IN_PLACE, RUNNING_NAN /* separate, every old value a NaN */
 } Running;
@@ -50,13 +54,16 @@ typedef struct Case {
     uint32_t   null;
     int64_t    rows, cols, x_stride, y_stride, dx_stride, dy_stride; /* strides as in the API: 0 = cols and so on */
     int64_t    n, c, hw, groups;
+    int64_t    residual_stride, sum_stride;
     double     eps, momentum, weight_offset, p;
+    double     drop; /* the p of a sum's dropout */
+    uint32_t   add;
     int32_t    kind; /* dropout: wf_dropout_kind */
-    uint64_t   offset; /* dropout */
+    uint64_t   offset; /* of dropout; its seed is `seed` */
     Data       data;
     uint64_t   seed;
     Running    running;
-    int32_t    inplace;  /* y is x, dx is dy */
+    int32_t    inplace;  /* 1: y is x, dx is dy; 2: sum is residual, dresidual is dsum; 3: both */
     int32_t    misalign; /* elements by which every buffer is off its alignment */
     int32_t    threads;
     int32_t    pool; /* threads of a pool given as parallel_for; 0 = none */
@@ -74,6 +81,8 @@ const char *op_name(Op);
 Norm        op_norm(Op);
 bool        op_is_backward(Op);
 bool        op_is_infer(Op);
+bool        case_adds(const Case *); /* a norm of a sum, not of x */
+wf_dtype    case_sum_dtype(const Case *);
 const char *dtype_name(wf_dtype);
 const char *data_name(Data);
 

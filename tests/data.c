@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "oracle_sum.h"
+
 static const struct { int size, precision, least_exponent, greatest_exponent; } formats[] = {
     [WF_F32] = { 4, 24, -126, 127 }, [WF_F16] = { 2, 11, -14, 15 }, [WF_BF16] = { 2, 8, -126, 127 },
     [WF_F64] = { 8, 53, -1022, 1023 },
@@ -157,8 +159,7 @@ static double value(const Problem *p, uint64_t *state, int64_t s, int64_t k)
 
 static Quad *array(int64_t count) { return malloc((size_t)(count ? count : 1) * sizeof(Quad)); }
 
-/* n values of N(mean, sd) rounded to a dtype; every value positive where mean > 0 and sd < 0. */
-static Quad *normals(wf_dtype dtype, int64_t n, double mean, double sd, uint64_t seed)
+Quad *normals(wf_dtype dtype, int64_t n, double mean, double sd, uint64_t seed)
 {
     Quad *a = array(n);
     for (int64_t i = 0; i < n; i++) {
@@ -218,6 +219,8 @@ Problem *problem_new(const Case *c)
     p->old_dbeta = normals(w, p->params, 0, 3, c->seed + 5);
     p->running_mean = normals(stat, p->params, 0.5, 1, c->seed + 6);
     p->running_var = normals(stat, p->params, 0.25, -1, c->seed + 7);
+    if (case_adds(c))
+        addition_new(p);
     if (c->running == RUNNING_NAN)
         for (int64_t i = 0; i < p->params; i++)
             p->running_mean[i] = p->running_var[i] = nanq("");
@@ -229,7 +232,8 @@ void problem_free(Problem *p)
     if (!p)
         return;
     void *const all[] = { p->slot, p->param, p->x, p->dy, p->gamma, p->beta, p->old_dgamma, p->old_dbeta,
-                          p->running_mean, p->running_var, p };
+                          p->running_mean, p->running_var, p->branch, p->residual, p->factor, p->row_scale, p->col_scale,
+                          p->dsum, p };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }

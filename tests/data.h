@@ -24,7 +24,9 @@ typedef struct Problem {
     int64_t  count, slots, params;
     int64_t  per_slot, per_param; /* elements of each */
     int32_t *slot, *param;
-    Quad    *x, *dy; /* [count] */
+    Quad    *x, *dy; /* [count]; x: what is normalized */
+    Quad    *branch, *residual, *factor; /* [count], where x is a sum (oracle_sum.h); else NULL */
+    Quad    *row_scale, *col_scale, *dsum;
     Quad    *gamma, *beta; /* [params]; NULL where the case has none */
     Quad    *old_dgamma, *old_dbeta; /* [params], what dgamma and dbeta hold before the call */
     Quad    *running_mean, *running_var; /* [params] */
@@ -50,6 +52,9 @@ typedef struct Problem {
  */
 Problem *problem_new(const Case *); /* NULL: the case's sizes make none (negative, groups do not divide c) */
 void     problem_free(Problem *);
+
+/* n values of N(mean, sd) rounded to a dtype; every value positive where mean > 0 and sd < 0. To be freed. */
+Quad *normals(wf_dtype, int64_t n, double mean, double sd, uint64_t seed);
 
 /* A small generator for tests' own choices. */
 uint64_t random_bits(uint64_t *state);

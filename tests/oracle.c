@@ -4,10 +4,12 @@
 #include <quadmath.h>
 #include <stdlib.h>
 
+#include "oracle_sum.h"
+
 const char *output_name(Output out)
 {
     static const char *const names[] = { "y", "mean", "mean+mean_lo", "rstd", "running_mean", "running_var", "dx",
-                                         "dgamma", "dbeta" };
+                                         "dgamma", "dbeta", "sum", "dresidual" };
     return names[out];
 }
 
@@ -260,11 +262,15 @@ void oracle_solve(const Problem *p, const Quad *mean_given, Expected out[OUTPUT_
         out[i] = (Expected){ 0 };
     if (op_is_backward(p->c->op)) {
         solve_backward(p, &s, loose, mean_given, out);
+        if (case_adds(p->c))
+            addition_backward(p, out);
     } else {
         solve_forward(p, &s, loose, out);
         solve_statistics(p, &s, loose, out);
         if (p->c->running && !op_is_infer(p->c->op))
             solve_running(p, &s, loose, out);
+        if (case_adds(p->c))
+            addition_forward(p, out);
     }
     free(loose);
     free_statistics(s);

@@ -9,7 +9,7 @@
 
 typedef enum Output {
     OUT_Y, OUT_MEAN, OUT_MEAN_PAIR /* mean + mean_lo */, OUT_RSTD, OUT_RUNNING_MEAN, OUT_RUNNING_VAR,
-    OUT_DX, OUT_DGAMMA, OUT_DBETA,
+    OUT_DX, OUT_DGAMMA, OUT_DBETA, OUT_SUM, OUT_DRESIDUAL,
     OUTPUT_COUNT
 } Output;
 

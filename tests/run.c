@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #ifdef __x86_64__
 #include <xmmintrin.h>
 #endif
@@ -14,6 +13,7 @@
 #include "device.h"
 #include "guard.h"
 #include "pool.h"
+#include "tensor.h"
 
 const char run_unsupported[] = "unsupported";
 
@@ -34,7 +34,10 @@ static const char *failure(const Case *c, const char *format, ...)
 
 #define ROWS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .flags = c->flags, .rows = c->rows, \
     .cols = c->cols, .x_stride = c->x_stride, .y_stride = c->y_stride, .dx_stride = c->dx_stride, \
-    .dy_stride = c->dy_stride, .eps = c->eps }
+    .dy_stride = c->dy_stride, .eps = c->eps, .p = c->drop, .residual_stride = c->residual_stride, \
+    .sum_stride = c->sum_stride }
+#define ADDED      b->residual, b->sum, b->row_scale, b->col_scale, c->seed, c->offset, NULL, NULL
+#define SUM_PASSED b->sum, b->dsum, b->dresidual, b->row_scale, b->col_scale, c->seed, c->offset, NULL, NULL
 #define CHANNELS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .layout = c->layout, \
     .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps }
 
@@ -56,15 +59,16 @@ static wf_status call(const Case *c, const Buffers *buffers, const wf_exec *wher
     case LAYERNORM: {
         wf_layernorm what = ROWS_WHAT(wf_layernorm);
         if (forward)
-            CALL(layernorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo);
-        CALL(layernorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+            CALL(layernorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo, ADDED);
+        CALL(layernorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta,
+             SUM_PASSED);
     }
     case RMSNORM: {
         wf_rmsnorm what = ROWS_WHAT(wf_rmsnorm);
         what.weight_offset = c->weight_offset;
         if (forward)
-            CALL(rmsnorm_forward, b->x, b->gamma, b->y, b->rstd);
-        CALL(rmsnorm_backward, b->dy, b->x, b->gamma, b->rstd, b->dx, b->dgamma);
+            CALL(rmsnorm_forward, b->x, b->gamma, b->y, b->rstd, ADDED);
+        CALL(rmsnorm_backward, b->dy, b->x, b->gamma, b->rstd, b->dx, b->dgamma, SUM_PASSED);
     }
     case GROUPNORM: {
         wf_groupnorm what = CHANNELS_WHAT(wf_groupnorm);
@@ -110,119 +114,13 @@ size_t run_workspace(const Case *c)
 
 typedef enum Id {
     X, DY, GAMMA, BETA, RUNNING_MEAN_IN, RUNNING_VAR_IN, Y, MEAN, RSTD, MEAN_LO, RUNNING_MEAN_OUT, RUNNING_VAR_OUT, DX,
-    DGAMMA, DBETA, ID_COUNT
+    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, ID_COUNT
 } Id;
 
 static const char *const names[ID_COUNT] = { "x", "dy", "gamma", "beta", "running_mean_in", "running_var_in", "y", "mean",
                                              "rstd", "mean_lo", "running_mean_out", "running_var_out", "dx", "dgamma",
-                                             "dbeta" };
-
-/* A matrix in memory, its gaps filled with 0xff (a NaN in every dtype): whole, or near the rows where it is mapped. */
-typedef struct Tensor {
-    wf_dtype dtype;
-    int64_t  rows, cols, stride;
-    char    *data; /* NULL: not given */
-    size_t   mapped; /* bytes of a sparse map; 0: a guarded buffer */
-    bool     borrowed; /* the memory of another tensor: an output in place */
-    char    *input; /* the rows as they must stay, without gaps; NULL for outputs */
-} Tensor;
-
-enum { MAP_FROM = 1 << 28, GAP_SEEN = 256 /* elements of a gap before and behind a row that are filled and checked */ };
-
-static size_t tensor_size(const Tensor *t)
-{
-    return t->rows && t->cols ? (size_t)((t->rows - 1) * t->stride + t->cols) * dtype_size(t->dtype) : 0;
-}
-
-static char *row_of(const Tensor *t, int64_t row) { return t->data + (size_t)(row * t->stride) * dtype_size(t->dtype); }
-
-/* The gap behind a row as far as it is watched: its head (part 0) and, where they do not meet, its tail (part 1). */
-static size_t gap(const Tensor *t, int64_t row, int part, char **at)
-{
-    int64_t length = row + 1 < t->rows ? t->stride - t->cols : 0, seen = length < GAP_SEEN ? length : GAP_SEEN;
-    int64_t skip = part ? length - (length < 2 * GAP_SEEN ? length - seen : GAP_SEEN) : 0;
-    *at = row_of(t, row) + (size_t)(t->cols + skip) * dtype_size(t->dtype);
-    return (size_t)(part ? length - skip : seen) * dtype_size(t->dtype);
-}
-
-static Tensor tensor_new(wf_dtype dtype, int64_t rows, int64_t cols, int64_t stride, int misalign)
-{
-    Tensor t = { .dtype = dtype, .rows = rows, .cols = cols, .stride = stride ? stride : cols };
-    size_t size = tensor_size(&t), off = (size_t)misalign * dtype_size(dtype);
-    if (size > MAP_FROM) {
-        t.mapped = size + off;
-        t.data = mmap(NULL, t.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (t.data == MAP_FAILED)
-            abort();
-        t.data += off;
-    } else {
-        t.data = guard_alloc(size, off);
-    }
-    for (int64_t row = 0; row < rows && cols; row++) {
-        char *at;
-        memset(row_of(&t, row), 0xff, (size_t)cols * dtype_size(dtype));
-        for (int part = 0; part < 2; part++) {
-            size_t length = gap(&t, row, part, &at);
-            memset(at, 0xff, length);
-        }
-    }
-    return t;
-}
-
-static unsigned char *tensor_rows(const Tensor *t)
-{
-    size_t row_size = (size_t)t->cols * dtype_size(t->dtype);
-    unsigned char *copy = malloc((size_t)t->rows * row_size + 1);
-    for (int64_t row = 0; row < t->rows && row_size; row++)
-        memcpy(copy + (size_t)row * row_size, row_of(t, row), row_size);
-    return copy;
-}
-
-static void tensor_put(Tensor *t, const Quad *values)
-{
-    for (int64_t row = 0, i = 0; row < t->rows; row++)
-        for (int64_t col = 0; col < t->cols; col++)
-            dtype_store(t->dtype, row_of(t, row), col, values[i++]);
-}
-
-static Tensor tensor_input(wf_dtype dtype, int64_t rows, int64_t cols, int64_t stride, int misalign, const Quad *values)
-{
-    Tensor t = tensor_new(dtype, rows, cols, stride, misalign);
-    tensor_put(&t, values);
-    t.input = (char *)tensor_rows(&t);
-    return t;
-}
-
-/* NULL, or what was written that should not have been. */
-static const char *tensor_damage(const Tensor *t)
-{
-    if (t->borrowed || !t->data)
-        return NULL;
-    if (!t->mapped && !guard_check(t->data))
-        return "bytes around it";
-    for (int64_t row = 0; row < t->rows && t->cols; row++)
-        for (int part = 0; part < 2; part++) {
-            char *at;
-            for (size_t i = gap(t, row, part, &at); i-- > 0;)
-                if (at[i] != (char)0xff)
-                    return "the gap between its rows";
-        }
-    if (!t->input)
-        return NULL;
-    unsigned char *now = tensor_rows(t);
-    bool same = !memcmp(now, t->input, (size_t)(t->rows * t->cols) * dtype_size(t->dtype));
-    free(now);
-    return same ? NULL : "the input itself";
-}
-
-static void tensor_free(Tensor *t)
-{
-    if (t->mapped)
-        munmap((char *)((uintptr_t)t->data & ~(uintptr_t)4095), t->mapped);
-    else if (!t->borrowed)
-        guard_free(t->data);
-    free(t->input);
-}
+                                             "dbeta", "residual", "row_scale", "col_scale", "dsum", "sum",
+                                             "dresidual" };
 
 /* ---- the caller's floating-point mode ---- */
 
@@ -267,10 +165,12 @@ static Case forward_of(const Case *c)
     };
     Case f = *c;
     f.op = is_frozen(c) ? (c->op == BATCHNORM_BACKWARD ? BATCHNORM_INFER : INSTANCENORM_INFER) : forward[c->op];
-    f.flags = 0;
+    f.flags = c->flags & WF_SUM_F32;
     f.null = c->null & (NULL_GAMMA | NULL_BETA);
     f.running = RUNNING_NONE;
     f.inplace = 0;
+    if (case_adds(c))
+        f.add = (c->add & (ADD_RESIDUAL | ADD_ROW_SCALE | ADD_COL_SCALE)) | ADD_SUM;
     return f;
 }
 
@@ -278,7 +178,8 @@ static Id tensor_of(Output out)
 {
     static const Id ids[] = { [OUT_Y] = Y, [OUT_MEAN] = MEAN, [OUT_MEAN_PAIR] = MEAN_LO, [OUT_RSTD] = RSTD,
                               [OUT_RUNNING_MEAN] = RUNNING_MEAN_OUT, [OUT_RUNNING_VAR] = RUNNING_VAR_OUT, [OUT_DX] = DX,
-                              [OUT_DGAMMA] = DGAMMA, [OUT_DBETA] = DBETA };
+                              [OUT_DGAMMA] = DGAMMA, [OUT_DBETA] = DBETA,
+                              [OUT_SUM] = SUM, [OUT_DRESIDUAL] = DRESIDUAL };
     return ids[out];
 }
 
@@ -314,6 +215,32 @@ static const char *feed_backward(const Case *c, const Problem *p, const char *va
     return error;
 }
 
+/* What a norm of a sum has besides. Backward, sum is an input and x is not given. */
+static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
+{
+    const bool backward = op_is_backward(c->op), in_place = c->inplace & 2;
+    const wf_dtype dtype = case_sum_dtype(c);
+    const int64_t rows = c->rows, cols = c->cols;
+    const int off = c->misalign;
+    if (p->row_scale)
+        t[ROW_SCALE] = tensor_input(stat_dtype(c->x), 1, p->slots, 0, off, p->row_scale);
+    if (p->col_scale)
+        t[COL_SCALE] = tensor_input(c->w, 1, p->params, 0, off, p->col_scale);
+    if (backward) {
+        t[SUM] = tensor_input(dtype, rows, cols, c->sum_stride, off, p->x);
+        if (p->dsum)
+            t[DSUM] = tensor_input(dtype, rows, cols, c->sum_stride, off, p->dsum);
+        if (c->add & ADD_DRESIDUAL)
+            t[DRESIDUAL] = in_place && p->dsum ? t[DSUM] : tensor_new(dtype, rows, cols, c->residual_stride, off);
+        return;
+    }
+    t[X] = tensor_input(c->x, rows, cols, c->x_stride, off, p->branch);
+    if (p->residual)
+        t[RESIDUAL] = tensor_input(dtype, rows, cols, c->residual_stride, off, p->residual);
+    if (c->add & ADD_SUM)
+        t[SUM] = in_place && p->residual ? t[RESIDUAL] : tensor_new(dtype, rows, cols, c->sum_stride, off);
+}
+
 /* All tensors of the case; those of a backward pass's statistics are there already. */
 static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 {
@@ -328,13 +255,16 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     const int64_t dx_stride = row_wise && c->dx_stride ? c->dx_stride : x_stride;
     const uint32_t null = c->null;
 
-    t[X] = tensor_input(c->x, rows, cols, x_stride, off, p->x);
+    if (case_adds(c))
+        fill_addition(c, p, t);
+    else
+        t[X] = tensor_input(c->x, rows, cols, x_stride, off, p->x);
     if (!(null & NULL_GAMMA))
         t[GAMMA] = tensor_input(c->w, 1, p->params, 0, off, p->gamma);
     if (backward) {
         t[DY] = tensor_input(c->x, rows, cols, dy_stride, off, p->dy);
         if (!(null & NULL_DX))
-            t[DX] = c->inplace ? t[DY] : tensor_new(c->x, rows, cols, dx_stride, off);
+            t[DX] = c->inplace & 1 ? t[DY] : tensor_new(c->x, rows, cols, dx_stride, off);
         if (!(null & NULL_DGAMMA))
             t[DGAMMA] = tensor_new(c->w, 1, p->params, 0, off);
         if (!(null & NULL_DBETA) && centered)
@@ -346,7 +276,7 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     } else {
         if (p->beta)
             t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
-        t[Y] = c->inplace ? t[X] : tensor_new(c->x, rows, cols, y_stride, off);
+        t[Y] = c->inplace & 1 ? t[X] : tensor_new(c->x, rows, cols, y_stride, off);
         if (!(null & NULL_RSTD))
             t[RSTD] = tensor_new(stat, 1, p->slots, 0, off);
         if (!(null & NULL_MEAN) && centered && !infer)
@@ -365,8 +295,8 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     }
     /* An output in place borrows its input's memory; the input has nothing to keep then. */
     static const Id pairs[][2] = { { X, Y }, { DY, DX }, { RUNNING_MEAN_IN, RUNNING_MEAN_OUT },
-                                   { RUNNING_VAR_IN, RUNNING_VAR_OUT } };
-    for (int i = 0; i < 4; i++) {
+                                   { RUNNING_VAR_IN, RUNNING_VAR_OUT }, { RESIDUAL, SUM }, { DSUM, DRESIDUAL } };
+    for (int i = 0; i < 6; i++) {
         Tensor *in = &t[pairs[i][0]], *out = &t[pairs[i][1]];
         if (!in->data || in->data != out->data)
             continue;
@@ -428,7 +358,8 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
         where.workspace = device_scratch(workspace, workspace_size);
     }
     Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
-                  at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA] };
+                  at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA], at[RESIDUAL],
+                  at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL] };
     set_fpmode(c->fpmode);
     unsigned mode_before = get_fpmode();
     wf_status status = run_call(c, &b, &where);
@@ -461,7 +392,7 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     const bool backward = op_is_backward(c->op);
     for (Output i = 0; i < OUTPUT_COUNT && !error; i++) {
         const Tensor *from = &t[tensor_of(i)];
-        if (from->data && !(backward && i <= OUT_RUNNING_VAR))
+        if (from->data && !(backward && (i <= OUT_RUNNING_VAR || i == OUT_SUM)))
             out[i] = (Raw){ from->dtype, from->rows * from->cols, tensor_rows(from) };
     }
 done:

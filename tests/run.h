@@ -30,6 +30,8 @@ const char *run_same_bits(const Case *, const Case *, const char *what);
 typedef struct Buffers {
     const void *x, *dy, *gamma, *beta, *running_mean_in, *running_var_in;
     void       *y, *mean, *rstd, *mean_lo, *running_mean_out, *running_var_out, *dx, *dgamma, *dbeta;
+    const void *residual, *row_scale, *col_scale, *dsum;
+    void       *sum, *dresidual; /* sum: backward an input */
 } Buffers;
 wf_status run_call(const Case *, const Buffers *, const wf_exec *);
 size_t    run_workspace(const Case *);

@@ -155,15 +155,17 @@ END_TEST
 
 START_TEST(strides)
 {
-    static const char *const names[] = {"x_stride", "y_stride", "dx_stride", "dy_stride"};
+    static const char *const names[] = {"x_stride", "y_stride", "dx_stride", "dy_stride", "residual_stride", "sum_stride"};
     const Operation *op = &operations[_i];
     const int backward = strstr(op->name, "backward") != NULL;
     if (!api_field(op, "x_stride"))
         return;
     for (int i = 0; i < COUNT(names); i++) {
-        if (!backward && i >= 2) /* a forward pass has no dx and dy */
+        if (!backward && (i == 2 || i == 3)) /* a forward pass has no dx and dy */
             continue;
         if (backward && i == 1) /* nor a backward pass y */
+            continue;
+        if (!api_field(op, names[i]))
             continue;
         expect_integer(op, names[i], 4, WF_INVALID); /* cols = 5 */
         expect_integer(op, names[i], 1, WF_INVALID);

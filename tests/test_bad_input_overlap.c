@@ -18,13 +18,15 @@ static size_t alignment_of(const Buffer *b)
     return b->extent == EXTENT_WORD ? 8 : b->extent == EXTENT_MASK ? 1 : 4;
 }
 
-/* A call whose x, y and dy, dx have equal strides, so that they may be the same memory. */
+/* A call whose inputs and the outputs that may be them have equal strides. */
 static void begin_with_equal_strides(ApiCall *c, const Operation *op)
 {
     api_begin(c, op, 0);
     if (api_field(op, "x_stride")) {
         api_set_integer(c, "y_stride", api_integer(c, "x_stride"));
         api_set_integer(c, "dx_stride", api_integer(c, "dy_stride"));
+        if (api_field(op, "sum_stride"))
+            api_set_integer(c, "sum_stride", api_integer(c, "residual_stride"));
         api_fit(c);
     }
 }

@@ -20,8 +20,9 @@ enum { CALLERS = 6, ROUNDS = 3 };
 static void begin(ApiCall *c, const Operation *op)
 {
     api_begin(c, op, 61);
-    const char *const sizes[] = {"cols", "x_stride", "y_stride", "dx_stride", "dy_stride", "hw"};
-    for (int i = 0; i < 6; i++)
+    const char *const sizes[] = {"cols",      "x_stride",        "y_stride",   "dx_stride",
+                                 "dy_stride", "residual_stride", "sum_stride", "hw"};
+    for (int i = 0; i < 8; i++)
         if (api_field(op, sizes[i]))
             api_set_integer(c, sizes[i], 401 + i);
     api_fit(c);

@@ -3,12 +3,14 @@
 
 struct layernorm_backward_run {
     const struct layernorm_backward *p;
+    const struct addition_run       *add; /* NULL: x was not a sum */
+    wf_dtype                         x_dtype, order; /* of x in memory; of the columns in partial */
     int64_t                          segments;
     int64_t                          block_rows, blocks;
     int64_t                          padded;  /* cols, in whole LANES */
     real                            *sums;    /* [rows, segments, 2]: sum g, sum g * xhat; several segments only */
     real                            *partial; /* [blocks, 4, padded]: dgamma and dbeta of a block of rows, of a strip of
-                                                 it; columns in x's order */
+                                                 it */
     int64_t                          batch, ahead; /* rows */
     bool                             stream;
 };
@@ -21,10 +23,11 @@ struct backward_row {
     real         avg_g, avg_gx;
 };
 
-static struct backward_row backward_row_at(const struct layernorm_backward *p, int64_t row, int64_t column)
+static struct backward_row backward_row_at(const struct layernorm_backward_run *r, int64_t row, int64_t column)
 {
-    struct backward_row b = {0};
-    b.x = at_element(p->x, p->x_dtype, row * p->x_stride + column);
+    const struct layernorm_backward *p = r->p;
+    struct backward_row              b = {0};
+    b.x = at_element(p->x, r->x_dtype, row * p->x_stride + column);
     b.dy = at_element(p->dy, p->x_dtype, row * p->dy_stride + column);
     b.dx = p->dx ? at_element(p->dx, p->x_dtype, row * p->dx_stride + column) : NULL;
     b.s.mean = p->mean ? ((const real *)p->mean)[row] : 0;
@@ -81,17 +84,40 @@ INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct back
     FOR_PARAMETERS(x_dtype, w_dtype, row_products, r, gamma, begin, end, sum);
 }
 
-static void tree_products(const struct layernorm_backward *p, const struct backward_row *r, struct parameter gamma,
+/* Columns [begin, end), at most TILE of them, in the arithmetic type. */
+struct backward_tile {
+    real dy[TILE], x[TILE], gamma[TILE];
+};
+
+static struct backward_row tile_of(const struct layernorm_backward_run *r, const struct backward_row *row, int64_t begin,
+                                   int64_t end, struct parameter *gamma, struct backward_tile *t)
+{
+    struct backward_row in = *row;
+    in.x = (const char *)load(row->x, r->x_dtype, begin, end - begin, t->x);
+    in.dy = (const char *)load(row->dy, r->p->x_dtype, begin, end - begin, t->dy);
+    if (gamma->at)
+        gamma->at = (const char *)load(gamma->at, r->p->w_dtype, begin, end - begin, t->gamma);
+    return in;
+}
+
+static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct parameter gamma,
                           int64_t begin, int64_t end, real sum[2])
 {
+    const struct layernorm_backward *p = run->p;
+    if (end - begin <= TILE && run->x_dtype != p->x_dtype) {
+        struct backward_tile      tile;
+        const struct backward_row in = tile_of(run, r, begin, end, &gamma, &tile);
+        row_products(REAL_DTYPE, REAL_DTYPE, &in, gamma, 0, end - begin, sum);
+        return;
+    }
     if (end - begin <= TILE) {
         FOR_DTYPE(p->x_dtype, typed_products, gamma.dtype, r, gamma, begin, end, sum);
         return;
     }
     const int64_t middle = begin + tree_split(end - begin, TILE);
     real          right[2];
-    tree_products(p, r, gamma, begin, middle, sum);
-    tree_products(p, r, gamma, middle, end, right);
+    tree_products(run, r, gamma, begin, middle, sum);
+    tree_products(run, r, gamma, middle, end, right);
     sum[0] += right[0];
     sum[1] += right[1];
 }
@@ -101,9 +127,9 @@ static void backward_reduce(void *arg, int64_t begin, int64_t end)
     const struct layernorm_backward_run *r = arg;
     for (int64_t i = begin; i < end; i++) {
         const int64_t             row = i / r->segments, from = i % r->segments * SEGMENT;
-        const struct backward_row b = backward_row_at(r->p, row, from);
+        const struct backward_row b = backward_row_at(r, row, from);
         const struct parameter    gamma = parameter_at(r->p->gamma, r->p->w_dtype, from, r->p->weight_offset);
-        tree_products(r->p, &b, gamma, 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
+        tree_products(r, &b, gamma, 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
     }
 }
 
@@ -166,6 +192,27 @@ INLINE void sweep_batch(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwar
         FOR_PARAMETERS(x_dtype, w_dtype, sweep_row, r + k, s);
 }
 
+/* The same where x was a sum: tile by tile, through what was added. */
+static void sweep_added(const struct layernorm_backward_run *r, const struct backward_row *row, int64_t index, int64_t begin,
+                        const struct sweep *s)
+{
+    const struct layernorm_backward *p = r->p;
+    for (int64_t at = 0, n; at < s->n; at += n) {
+        struct backward_tile tile;
+        struct sweep         part = *s;
+        real                 g[TILE];
+        n = part.n = min64(s->n - at, TILE);
+        part.dgamma = s->dgamma ? s->dgamma + at : NULL;
+        part.dbeta = s->dbeta ? s->dbeta + at : NULL;
+        part.stream = false;
+        struct backward_row in = tile_of(r, row, at, at + n, &part.gamma, &tile);
+        in.dx = p->dx || p->add.dresidual ? (char *)g : NULL;
+        sweep_row(REAL_DTYPE, REAL_DTYPE, &in, &part);
+        if (in.dx)
+            add_gradients(r->add, p->dx, p->dx_stride, index, begin + at, n, g, s->stream);
+    }
+}
+
 /* Rows [first, last) at columns [begin, begin + s->n). */
 static void backward_rows(const struct layernorm_backward_run *r, int64_t first, int64_t last, int64_t begin,
                           const struct sweep *s)
@@ -176,17 +223,20 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
         struct backward_row row[BATCH_ROWS];
         for (int64_t k = 0; k < rows; k++) {
             real sum[2];
-            row[k] = backward_row_at(p, first + k, begin);
-            if (!p->dx)
+            row[k] = backward_row_at(r, first + k, begin);
+            if (!p->dx && !(r->add && p->add.dresidual))
                 continue;
             if (r->segments > 1)
                 row_sum_tree(r->sums + (first + k) * r->segments * 2, r->segments, 2, 2, sum);
             else
-                tree_products(p, &row[k], s->gamma, 0, s->n, sum);
+                tree_products(r, &row[k], s->gamma, 0, s->n, sum);
             row[k].avg_g = p->centered ? sum[0] / (real)p->cols : 0;
             row[k].avg_gx = sum[1] / (real)p->cols;
         }
-        FOR_DTYPE(p->x_dtype, sweep_batch, s->gamma.dtype, row, rows, s);
+        for (int64_t k = 0; k < rows && r->add; k++)
+            sweep_added(r, &row[k], first + k, begin, s);
+        if (!r->add)
+            FOR_DTYPE(p->x_dtype, sweep_batch, s->gamma.dtype, row, rows, s);
     }
 }
 
@@ -195,7 +245,7 @@ static void sum_partials(const struct layernorm_backward_run *r, int k, int64_t 
 {
     const int64_t n = min64(COLUMNS, r->padded - col);
     row_sum_tree(r->partial + k * r->padded + col, r->blocks, 4 * r->padded, (int)n, sum);
-    for (int64_t i = 0; i < n && r->p->x_dtype == WF_BF16; i += PAIR) {
+    for (int64_t i = 0; i < n && r->order == WF_BF16; i += PAIR) {
         char *at = (char *)(sum + i);
         pair_store(REAL_DTYPE, at, pair_natural(WF_BF16, pair_load(REAL_DTYPE, REAL_DTYPE, at)));
     }
@@ -227,7 +277,7 @@ static void backward_block(const struct layernorm_backward_run *r, int64_t block
     real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
     struct parameter    gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
     _Alignas(LINE) real factors[PREPARED_COLUMNS];
-    if (last - block * r->block_rows >= PREPARED_ROWS)
+    if (last - block * r->block_rows >= PREPARED_ROWS && !r->add) /* what is added goes through the arithmetic type */
         gamma = prepare_parameter(p->x_dtype, gamma, true, end - begin, factors);
     for (int64_t first = block * r->block_rows; first < last; first += STRIP_ROWS) {
         real *const  sums = first == block * r->block_rows ? total : strip;
@@ -260,7 +310,7 @@ static size_t layernorm_backward_plan(const struct layernorm_backward *p, void *
 {
     struct cpu_arena arena = {workspace, 0};
     const int64_t    wanted = ceil_div(p->rows, 32);
-    const int64_t    row_bytes = 2 * p->cols * size_of(p->x_dtype);
+    const int64_t    row_bytes = p->cols * (size_of(p->x_dtype) + size_of(r->x_dtype));
     r->p = p;
     r->block_rows = wanted < BLOCK_ROWS_MIN ? BLOCK_ROWS_MIN : min64(wanted, BLOCK_ROWS_MAX);
     r->blocks = ceil_div(p->rows, r->block_rows);
@@ -274,13 +324,21 @@ static size_t layernorm_backward_plan(const struct layernorm_backward *p, void *
 
 static size_t layernorm_backward_workspace(const struct layernorm_backward *p)
 {
-    struct layernorm_backward_run r;
-    return layernorm_backward_plan(p, NULL, &r);
+    struct layernorm_backward_run r = {.x_dtype = p->x_dtype}, sum = {.x_dtype = p->add.dtype};
+    const size_t plain = layernorm_backward_plan(p, NULL, &r), added = layernorm_backward_plan(p, NULL, &sum);
+    return plain > added ? plain : added;
 }
 
 static void layernorm_backward(const struct layernorm_backward *p, const struct cpu_run *run)
 {
-    struct layernorm_backward_run r;
+    struct layernorm_backward_run r = {.x_dtype = p->x_dtype, .order = p->x_dtype};
+    struct addition_run           add;
+    if (p->add.present) {
+        add = addition_of(&p->add, p->x_dtype, p->w_dtype, p->cols);
+        r.add = &add;
+        r.x_dtype = p->add.dtype;
+        r.order = REAL_DTYPE;
+    }
     layernorm_backward_plan(p, run->workspace, &r);
     if (p->cols == 0)
         return; /* no gradient has an element */
@@ -289,7 +347,7 @@ static void layernorm_backward(const struct layernorm_backward *p, const struct 
     const int64_t stride = (p->x_stride + 1) * size_of(p->x_dtype), row_bytes = 2 * stride;
     r.batch = row_bytes >= BATCH_BYTES ? 1 : min64(BATCH_BYTES / row_bytes, BATCH_ROWS);
     r.ahead = r.segments > 1 ? 0 : ceil_div(AHEAD_BYTES, stride);
-    if (r.segments > 1 && p->dx)
+    if (r.segments > 1 && (p->dx || p->add.dresidual))
         cpu_parallel(run, p->rows * r.segments, CPU_GRAIN_BYTES / segment_bytes, backward_reduce, &r);
     cpu_parallel(run, r.blocks * r.segments, CPU_GRAIN_BYTES / (segment_bytes * r.block_rows), backward_blocks, &r);
     if (r.blocks != 1 && (p->dgamma || p->dbeta))

@@ -5,7 +5,7 @@
  *
  * Rows up to half of L2 are read from memory once. Longer ones are cut into segments that any thread may take, first
  * for the sums, then for the result. */
-#include "tile.h"
+#include "addition.h"
 
 enum {
     BATCH_ROWS = 16,       /* rows whose statistics are taken before the first of them is written, if they are */

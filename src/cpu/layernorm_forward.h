@@ -1,7 +1,9 @@
 /* Forward: a batch of rows is read for its statistics, then written. Included by layernorm_cpu.c. */
 
 struct layernorm_forward_run {
-    const struct layernorm_forward *p;
+    const struct layernorm_forward *p;     /* of the sum, if there is one: x is where it is put, of its dtype */
+    const struct layernorm_forward *given; /* as the caller gave it */
+    const struct addition_run      *add;   /* NULL: x is given */
     int64_t                         segments;
     struct moments                 *part;  /* [rows, segments]; rows of several segments only */
     struct stats               *stats; /* [rows]; likewise */
@@ -152,46 +154,56 @@ INLINE vector normalized(vector x, vector factor, struct stats s)
     return ((x - s.mean) - s.mean_lo) * (factor * s.rstd);
 }
 
-/* n <= PAIR values from column i. */
-INLINE struct pair normalized_pair(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i, int64_t n)
+/* n <= PAIR values of dtype from column i, x of the same or of the arithmetic type. */
+INLINE struct pair normalized_pair(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i,
+                                   int64_t n)
 {
-    const struct pair x = pair_load_part(x_dtype, x_dtype, r->x + i * size_of(x_dtype), n);
-    const struct pair factor = factor_pair(w_dtype, x_dtype, r->gamma, i, n);
+    const struct pair x = pair_load_part(x_dtype, dtype, r->x + i * size_of(x_dtype), n);
+    const struct pair factor = factor_pair(w_dtype, dtype, r->gamma, i, n);
     const struct pair y = {normalized(x.a, factor.a, r->s), normalized(x.b, factor.b, r->s)};
-    return r->beta.at ? pair_sum(y, parameter_pair(w_dtype, x_dtype, r->beta, i, n)) : y;
+    return r->beta.at ? pair_sum(y, parameter_pair(w_dtype, dtype, r->beta, i, n)) : y;
 }
 
-INLINE void normalize_ends(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i, int64_t end)
+INLINE void normalize_ends(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i,
+                           int64_t end)
 {
     for (; i < end; i += PAIR) {
         const int64_t n = min64(end - i, PAIR);
-        pair_store_part(x_dtype, r->y + i * size_of(x_dtype), n, normalized_pair(x_dtype, w_dtype, r, i, n));
+        pair_store_part(dtype, r->y + i * size_of(dtype), n, normalized_pair(dtype, x_dtype, w_dtype, r, i, n));
     }
 }
 
-INLINE void normalize_typed(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, bool stream)
+INLINE void normalize_typed(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, bool stream)
 {
-    const int64_t size = size_of(x_dtype);
+    const int64_t size = size_of(dtype), x_size = size_of(x_dtype);
     int64_t       i = 0, end = r->n / PAIR * PAIR;
     if (stream) {
         int64_t begin;
         whole_lines(r->y, size, r->n, &begin, &end);
-        normalize_ends(x_dtype, w_dtype, r, 0, begin);
+        normalize_ends(dtype, x_dtype, w_dtype, r, 0, begin);
         for (i = begin; i < end; i += PAIR) {
-            for (int64_t k = 0; k < PAIR * size; k += LINE)
-                __builtin_prefetch(r->next + i * size + k);
-            pair_stream(x_dtype, r->y + i * size, normalized_pair(x_dtype, w_dtype, r, i, PAIR));
+            for (int64_t k = 0; k < PAIR * x_size; k += LINE)
+                __builtin_prefetch(r->next + i * x_size + k);
+            pair_stream(dtype, r->y + i * size, normalized_pair(dtype, x_dtype, w_dtype, r, i, PAIR));
         }
     } else {
         for (; i < end; i += PAIR)
-            pair_store(x_dtype, r->y + i * size, normalized_pair(x_dtype, w_dtype, r, i, PAIR));
+            pair_store(dtype, r->y + i * size, normalized_pair(dtype, x_dtype, w_dtype, r, i, PAIR));
     }
-    normalize_ends(x_dtype, w_dtype, r, end, r->n);
+    normalize_ends(dtype, x_dtype, w_dtype, r, end, r->n);
 }
 
-INLINE void normalize_x(wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, bool stream)
+INLINE void normalize_from(wf_dtype dtype, wf_dtype w_dtype, wf_dtype x_dtype, const struct row_part *r, bool stream)
 {
-    FOR_PARAMETERS(x_dtype, w_dtype, normalize_typed, r, stream);
+    if (x_dtype == dtype)
+        normalize_typed(dtype, dtype, w_dtype, r, stream);
+    else
+        normalize_typed(dtype, REAL_DTYPE, w_dtype, r, stream);
+}
+
+INLINE void normalize_y(wf_dtype dtype, wf_dtype w_dtype, wf_dtype x_dtype, const struct row_part *r, bool stream)
+{
+    FOR_PARAMETERS(dtype, w_dtype, normalize_from, x_dtype, r, stream);
 }
 
 /* w: gamma and beta, at column `begin`. */
@@ -201,17 +213,24 @@ static void normalize_row(const struct layernorm_forward_run *r, int64_t row, in
     const struct layernorm_forward *p = r->p;
     const char                     *x = at_element(p->x, p->x_dtype, row * p->x_stride + begin);
     struct row_part                 part = {.x = x, .next = x + r->ahead, .n = end - begin, .s = s};
-    part.y = at_element(p->y, p->x_dtype, row * p->y_stride + begin);
+    part.y = at_element(p->y, r->given->x_dtype, row * p->y_stride + begin);
     part.gamma = w[0];
     part.beta = w[1];
     const wf_dtype w_dtype = w[0].at ? w[0].dtype : w[1].dtype; /* both have it, where both are there */
-    FOR_DTYPE(p->x_dtype, normalize_x, w_dtype, &part, r->stream);
+    FOR_DTYPE(r->given->x_dtype, normalize_y, w_dtype, p->x_dtype, &part, r->stream);
 }
 
 static void parameters_at(const struct layernorm_forward *p, int64_t column, struct parameter w[2])
 {
     w[0] = parameter_at(p->gamma, p->w_dtype, column, p->weight_offset);
     w[1] = parameter_at(p->beta, p->w_dtype, column, 0);
+}
+
+/* The sum of columns [begin, end), if x is one. */
+static void add_columns(const struct layernorm_forward_run *r, int64_t row, int64_t begin, int64_t end)
+{
+    if (r->add)
+        add_row(r->add, r->given->x, r->given->x_stride, (void *)(uintptr_t)r->p->x, r->p->x_stride, row, begin, end);
 }
 
 static void forward_rows(void *arg, int64_t begin, int64_t end)
@@ -222,14 +241,16 @@ static void forward_rows(void *arg, int64_t begin, int64_t end)
     _Alignas(LINE) real                 factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
     parameters_at(p, 0, w);
     if (end - begin >= PREPARED_ROWS) {
-        w[0] = prepare_parameter(p->x_dtype, w[0], true, p->cols, factors);
-        w[1] = prepare_parameter(p->x_dtype, w[1], false, p->cols, addends);
+        w[0] = prepare_parameter(r->given->x_dtype, w[0], true, p->cols, factors);
+        w[1] = prepare_parameter(r->given->x_dtype, w[1], false, p->cols, addends);
     }
     for (int64_t first = begin; first < end; first += r->batch) {
         struct stats  stats[BATCH_ROWS];
         const int64_t rows = min64(r->batch, end - first);
-        for (int64_t k = 0; k < rows; k++)
+        for (int64_t k = 0; k < rows; k++) {
+            add_columns(r, first + k, 0, p->cols);
             stats[k] = finish_row(p, first + k, p->cols ? row_moments(p, first + k, 0, p->cols) : (struct moments){0});
+        }
         for (int64_t k = 0; k < rows && p->cols; k++) /* x may be NULL where there is none */
             normalize_row(r, first + k, 0, p->cols, w, stats[k]);
     }
@@ -240,6 +261,7 @@ static void forward_reduce(const void *arg, int64_t row, int64_t segment)
 {
     const struct layernorm_forward_run *r = arg;
     const int64_t                       begin = segment * SEGMENT, end = min64(begin + SEGMENT, r->p->cols);
+    add_columns(r, row, begin, end);
     r->part[row * r->segments + segment] = row_moments(r->p, row, begin, end);
 }
 
@@ -272,15 +294,30 @@ static size_t layernorm_forward_plan(const struct layernorm_forward *p, void *wo
     return cpu_arena_size(&arena);
 }
 
+/* Whether something is added is not known, but what dtype it would make x. */
 static size_t layernorm_forward_workspace(const struct layernorm_forward *p)
 {
     struct layernorm_forward_run r;
-    return layernorm_forward_plan(p, NULL, &r);
+    struct layernorm_forward     sum = *p;
+    sum.x_dtype = p->add.dtype;
+    const size_t plain = layernorm_forward_plan(p, NULL, &r), added = layernorm_forward_plan(&sum, NULL, &r);
+    return plain > added ? plain : added;
 }
 
-static void layernorm_forward(const struct layernorm_forward *p, const struct cpu_run *run)
+static void layernorm_forward(const struct layernorm_forward *given, const struct cpu_run *run)
 {
-    struct layernorm_forward_run r;
+    struct layernorm_forward_run    r = {0};
+    struct addition_run             add;
+    struct layernorm_forward        sum = *given;
+    const struct layernorm_forward *p = given->add.present ? &sum : given;
+    if (given->add.present) {
+        add = addition_of(&given->add, given->x_dtype, given->w_dtype, given->cols);
+        r.add = &add;
+        sum.x = given->add.sum ? given->add.sum : given->y;
+        sum.x_stride = given->add.sum ? given->add.sum_stride : given->y_stride;
+        sum.x_dtype = given->add.dtype;
+    }
+    r.given = given;
     layernorm_forward_plan(p, run->workspace, &r);
     r.stream = run->stream;
     const int64_t row_bytes = (p->cols + 1) * size_of(p->x_dtype);
