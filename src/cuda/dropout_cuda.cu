@@ -6,8 +6,7 @@
  * not matter which thread has which elements. At 16 bits the integer pipes are the next limit behind memory: of the 320
  * instructions for 16 elements (sm_90), 76 are Philox's products and 80 its exclusive ors; the round keys take none, for the
  * seed is made uniform. */
-#include "cuda.h"
-#include "common/philox.h"
+#include "decisions.cuh"
 #include "prim/divisor.cuh"
 
 namespace
@@ -20,36 +19,7 @@ enum {
     MASK_BLOCKS = 6,                               /* 40 where there is a mask, */
     FEATURES_BLOCKS = 4,                           /* and 64 for features */
     MASK_UNITS = 8,                                /* bits of a byte of the mask */
-    BLOCK_UNITS = 4,                               /* words of a Philox block */
 };
-
-/* What decides. */
-struct Decision {
-    uint64_t                    seed, offset;
-    dev::global<const uint64_t> seed_ptr, offset_ptr;
-    uint32_t                    last; /* the greatest word that keeps its unit, */
-    bool                        any;   /* if one does */
-};
-
-/* The seed and offset of this launch: a replayed graph finds new ones where the pointers point. */
-struct Stream {
-    uint64_t seed, offset;
-
-    explicit WF_ON_DEVICE Stream(const Decision &d)
-        : seed(dev::uniform(d.seed_ptr ? dev::load(d.seed_ptr, 0) : d.seed)),
-          offset(dev::uniform(d.offset + (d.offset_ptr ? dev::load(d.offset_ptr, 0) : 0)))
-    {
-    }
-    WF_ON_DEVICE void words(int64_t block, uint32_t (&word)[BLOCK_UNITS]) const
-    {
-        wf_philox4x32(seed, offset, (uint64_t)block, word);
-    }
-};
-
-WF_ON_DEVICE bool keeps(const Decision &d, uint32_t word)
-{
-    return word <= d.last && d.any;
-}
 
 template <class T> struct Dropout {
     using X = T;
@@ -111,11 +81,11 @@ template <class T, class F> WF_ON_DEVICE void sweep(const Dropout<T> &p, F drop)
 /* ---- a decision for each element --------------------------------------------------------------------------------- */
 
 /* Of V elements, `at` a multiple of V: V / 4 Philox blocks, or the half of one. */
-template <int V> WF_ON_DEVICE void decide(const Decision &d, const Stream &stream, int64_t at, bool (&keep)[V])
+template <int V> WF_ON_DEVICE void decide(const Decision &d, const Random &random, int64_t at, bool (&keep)[V])
 {
     uint32_t word[BLOCK_UNITS];
     if constexpr (V < BLOCK_UNITS) {
-        stream.words(at / BLOCK_UNITS, word);
+        random.words(at / BLOCK_UNITS, word);
         const bool upper = at % BLOCK_UNITS != 0;
         keep[0] = keeps(d, upper ? word[2] : word[0]);
         keep[1] = keeps(d, upper ? word[3] : word[1]);
@@ -123,7 +93,7 @@ template <int V> WF_ON_DEVICE void decide(const Decision &d, const Stream &strea
 #pragma unroll
         for (int j = 0; j < V; j++) {
             if (j % BLOCK_UNITS == 0)
-                stream.words((at + j) / BLOCK_UNITS, word);
+                random.words((at + j) / BLOCK_UNITS, word);
             keep[j] = keeps(d, word[j % BLOCK_UNITS]);
         }
     }
@@ -147,10 +117,10 @@ WF_ON_DEVICE void write_mask(dev::global<uint8_t> mask, int64_t at, int valid, c
 template <class T, bool MASK>
 __global__ void __launch_bounds__(THREADS, MASK ? MASK_BLOCKS : ELEMENTS_BLOCKS) dropout__elements(Dropout<T> p)
 {
-    const Stream stream(p.decision);
+    const Random random(p.decision);
     sweep(p, [&](int64_t at, int valid, const auto &packed) {
         bool keep[vec_of<T>];
-        decide(p.decision, stream, at, keep);
+        decide(p.decision, random, at, keep);
         write_vector(p, at, valid, packed, keep);
         if (MASK)
             write_mask(p.mask, at, valid, keep);
@@ -159,21 +129,9 @@ __global__ void __launch_bounds__(THREADS, MASK ? MASK_BLOCKS : ELEMENTS_BLOCKS)
 
 /* ---- a decision for each (sample, channel) ----------------------------------------------------------------------- */
 
-/* Bit i: unit 4 block + i is kept. */
-WF_ON_DEVICE unsigned decide_block(const Decision &d, const Stream &stream, int64_t block)
-{
-    uint32_t word[BLOCK_UNITS];
-    unsigned bits = 0;
-    stream.words(block, word);
-#pragma unroll
-    for (int i = 0; i < BLOCK_UNITS; i++)
-        bits |= (unsigned)keeps(d, word[i]) << i;
-    return bits;
-}
-
 /* Bit j: element at + j is kept. The vector is walked in runs: elements of one unit (channels first), or of consecutive
  * units of one Philox block and one line (channels last). */
-template <class T, bool LAST> WF_ON_DEVICE unsigned decide_features(const Dropout<T> &p, const Stream &stream, int64_t at)
+template <class T, bool LAST> WF_ON_DEVICE unsigned decide_features(const Dropout<T> &p, const Random &random, int64_t at)
 {
     constexpr int V = vec_of<T>;
     unsigned      bits = 0;
@@ -181,7 +139,7 @@ template <class T, bool LAST> WF_ON_DEVICE unsigned decide_features(const Dropou
 #pragma unroll 1
     for (int j = 0; j < V;) {
         const int64_t  unit = LAST ? p.by_sample.quotient(line) * p.line_size + place : line;
-        const unsigned kept = decide_block(p.decision, stream, unit / BLOCK_UNITS) >> unit % BLOCK_UNITS;
+        const unsigned kept = decide_block(p.decision, random, unit / BLOCK_UNITS) >> unit % BLOCK_UNITS;
         const int      most = LAST ? smallest(V - j, BLOCK_UNITS - (int)(unit % BLOCK_UNITS)) : V - j;
         const int      run = (int)smallest<int64_t>(most, p.line_size - place);
         const unsigned ones = (1u << run) - 1;
@@ -197,9 +155,9 @@ template <class T, bool LAST> WF_ON_DEVICE unsigned decide_features(const Dropou
 template <class T, bool LAST> WF_ON_DEVICE void drop_features(const Dropout<T> &p)
 {
     constexpr int V = vec_of<T>;
-    const Stream  stream(p.decision);
+    const Random  random(p.decision);
     sweep(p, [&](int64_t at, int valid, const auto &packed) {
-        const unsigned bits = decide_features<T, LAST>(p, stream, at);
+        const unsigned bits = decide_features<T, LAST>(p, random, at);
         bool           keep[V];
 #pragma unroll
         for (int j = 0; j < V; j++)
@@ -227,11 +185,11 @@ struct Mask {
 /* A thread for each byte. */
 __global__ void __launch_bounds__(THREADS) dropout_mask__features(Mask p)
 {
-    const Stream stream(p.decision);
+    const Random random(p.decision);
     for (int64_t unit = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * MASK_UNITS; unit < p.units;
          unit += (int64_t)gridDim.x * THREADS * MASK_UNITS) {
         const int64_t  block = unit / BLOCK_UNITS, valid = smallest<int64_t>(p.units - unit, MASK_UNITS);
-        const unsigned low = decide_block(p.decision, stream, block), high = decide_block(p.decision, stream, block + 1);
+        const unsigned low = decide_block(p.decision, random, block), high = decide_block(p.decision, random, block + 1);
         dev::store(p.mask, unit / MASK_UNITS, (uint8_t)((low | high << BLOCK_UNITS) & ((1u << valid) - 1)));
     }
 }
@@ -239,12 +197,6 @@ __global__ void __launch_bounds__(THREADS) dropout_mask__features(Mask p)
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
 
 using Problem = struct dropout;
-
-Decision decision_of(const Problem &p)
-{
-    return {p.seed, p.offset, buffer<const uint64_t>(p.seed_ptr), buffer<const uint64_t>(p.offset_ptr),
-            (uint32_t)(p.threshold - 1), p.threshold > 0};
-}
 
 /* f(params, grid) with everything but what a variant adds; not for an empty tensor. */
 template <class F> void with_params(const Problem &p, F f)
