@@ -3,7 +3,7 @@
 #ifndef WELFORD_CUDA_CHANNELNORM_CUH
 #define WELFORD_CUDA_CHANNELNORM_CUH
 
-#include "cuda.h"
+#include "parameter.cuh"
 #include "prim/divisor.cuh"
 
 struct Geometry {
@@ -108,28 +108,6 @@ template <int V, class Of, class F> WF_ON_DEVICE void along_lines(int64_t hw, in
             f(j, line);
         }
     }
-}
-
-/* A parameter of the channels: of x's dtype or float; none is 1, or 0. */
-template <class T> struct Parameter {
-    dev::global<const T>     same;
-    dev::global<const float> single;
-
-    WF_ON_DEVICE real_of<T> load(int64_t channel, int fallback) const
-    {
-        return same ? up(dev::load(same, channel)) : single ? dev::load(single, channel) : real_of<T>(fallback);
-    }
-};
-
-template <class T> Parameter<T> parameter(const void *data, wf_dtype dtype)
-{
-    constexpr bool half = sizeof(T) == 2;
-    Parameter<T>   p = {};
-    if (half && dtype == WF_F32)
-        p.single = buffer<const float>(data);
-    else
-        p.same = buffer<const T>(data);
-    return p;
 }
 
 /* Vectors of so many elements do not reach over a gap in a set: a divisor of what lies together. */

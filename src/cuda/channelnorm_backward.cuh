@@ -13,18 +13,7 @@
 namespace
 {
 
-/* A parameter vector in x's dtype or, beside 16-bit x, in float; 1 where there is none. */
-template <class T> struct Weights {
-    dev::global<const T>          same;
-    dev::global<const real_of<T>> real;
-
-    WF_ON_DEVICE real_of<T> at(int64_t i) const
-    {
-        return same ? up(dev::load(same, i)) : real ? dev::load(real, i) : real_of<T>(1);
-    }
-};
-
-/* A parameter's gradient, likewise; nothing where there is none. */
+/* A parameter's gradient, of either dtype; nothing where there is none. */
 template <class T> struct WeightsOut {
     dev::global<T>          same;
     dev::global<real_of<T>> real;
@@ -44,7 +33,7 @@ template <class T> struct Backward {
     using R = real_of<T>;
     dev::global<const T> dy, x; /* x: none where nothing that is wanted needs it */
     dev::global<T>       dx;
-    Weights<T>           gamma;
+    Parameter<T>         gamma;
     dev::global<const R> mean, mean_lo, rstd;
     dev::global<R>       sums;     /* [samples, rows, 2, c]: parts of sum dy * xhat, of sum dy */
     dev::global<const R> averages; /* [2, sets]: of gamma * dy * xhat, of gamma * dy */
@@ -85,7 +74,7 @@ template <class T> WF_ON_DEVICE Channel<real_of<T>> channel_of(const Backward<T>
 {
     using R = real_of<T>;
     const int64_t set = p.set(sample, channel);
-    return {stats_of(p, set), p.gamma.at(channel), p.frozen ? R(0) : dev::load(p.averages, set),
+    return {stats_of(p, set), p.gamma.load(channel, 1), p.frozen ? R(0) : dev::load(p.averages, set),
             p.frozen ? R(0) : dev::load(p.averages, p.sets + set)};
 }
 

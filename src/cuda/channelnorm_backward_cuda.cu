@@ -98,17 +98,13 @@ template <class F> void with_params(const Problem &p, const Geometry &g, F f)
 {
     with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.w_dtype, [&](auto x, auto w) {
         using T = decltype(x);
-        using W = decltype(w);
         using R = real_of<T>;
         constexpr int V = vec_of<T>;
         const bool    needs_x = p.dgamma || (p.dx && !p.frozen);
         const int64_t samples = g.last && !g.across_batch ? g.n : 1, sample = g.c * g.hw;
         Backward<T>   b = {};
         b.dy = buffer<const T>(p.dy), b.x = buffer<const T>(needs_x ? p.x : nullptr), b.dx = buffer<T>(p.dx);
-        if constexpr (std::is_same<T, W>::value)
-            b.gamma.same = buffer<const T>(p.gamma);
-        else
-            b.gamma.real = buffer<const R>(p.gamma);
+        b.gamma = parameter<T>(p.gamma, p.shape.w_dtype);
         b.mean = buffer<const R>(p.mean), b.mean_lo = buffer<const R>(p.mean_lo), b.rstd = buffer<const R>(p.rstd);
         b.n = g.n, b.c = g.c, b.hw = g.hw, b.groups = g.groups, b.sets = g.sets;
         b.by_c = Divisor(g.c), b.by_group_channels = Divisor(g.group_channels);

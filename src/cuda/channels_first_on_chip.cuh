@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(2 * THREADS, 2) channelnorm_backward_dx__chann
     dev::cp_async_commit();
     for (int i = threadIdx.x; i < h.lines; i += blockDim.x) {
         const int64_t sample = p.b.by_c.quotient(first + i), channel = first + i - sample * p.b.c;
-        channels[i] = {stats_of(p.b, p.b.set(sample, channel)), p.b.gamma.at(channel), 0, 0};
+        channels[i] = {stats_of(p.b, p.b.set(sample, channel)), p.b.gamma.load(channel, 1), 0, 0};
     }
     dev::cp_async_wait<0>();
     __syncthreads();
