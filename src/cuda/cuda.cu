@@ -11,6 +11,11 @@ extern "C" {
 #define WF_CUDA_ARCH_MIN 80
 #endif
 
+template <class Problem, class = void> struct has_addition : std::false_type {
+};
+template <class Problem> struct has_addition<Problem, std::void_t<decltype(Problem::add)>> : std::true_type {
+};
+
 /* A failure of ours is reported by its return code. The runtime remembers it too, for cudaGetLastError(): taken back, unless
  * the caller has an error of its own pending there. */
 struct PendingError {
@@ -49,7 +54,7 @@ static wf_status device_failed(struct call *call, cudaError_t error)
 }
 
 /* Enough for whichever variant runs: that is for the device to decide, which may not be there yet. */
-template <class Problem> static size_t workspace_size(const Variant<Problem> *variants, const Problem &p)
+template <class Problem> static size_t most_workspace(const Variant<Problem> *variants, const Problem &p)
 {
     size_t most = 0;
     for (const Variant<Problem> *v = variants; v->name; v++) {
@@ -57,6 +62,19 @@ template <class Problem> static size_t workspace_size(const Variant<Problem> *va
         most = size > most ? size : most;
     }
     return most ? most + CALL_WORKSPACE_SLACK : 0;
+}
+
+/* Nor does a caller who asks for the size say whether something will be added. */
+template <class Problem> static size_t workspace_size(const Variant<Problem> *variants, const Problem &p)
+{
+    size_t most = most_workspace(variants, p);
+    if constexpr (has_addition<Problem>::value) {
+        Problem other = p;
+        other.add.present = !p.add.present;
+        const size_t size = most_workspace(variants, other);
+        most = size > most ? size : most;
+    }
+    return most;
 }
 
 template <class Problem> static wf_status solve(const Variant<Problem> *variants, const Problem &p, struct call *call)

@@ -1,53 +1,40 @@
-/* LayerNorm forward, and without the centring RMSNorm, on CUDA:
- *
- *     y = ((x - mean) - mean_lo) * (rstd * gamma) + beta
- */
-#include "rows_forward.cuh"
+/* LayerNorm and RMSNorm forward on CUDA: rows of x as they are in memory, and which variant takes which rows. */
+#include "layernorm_forward.cuh"
 
 namespace
 {
 
-template <class T, class W> struct Forward : Rows<T> {
-    using Weight = W;
+template <class T, class W> struct Forward : Normalized<T, T, dev::global<const W>> {
+    using Y = T;
     using typename Rows<T>::R;
-    dev::global<const W> gamma, beta;
-    int64_t              x_stride, y_stride;
-    R                    weight_offset;
-    bool                 w_wide;
 
     struct Place {
         int64_t x, y, col;
     };
 
-    WF_ON_DEVICE Place place(int64_t row, int64_t col) const { return {row * x_stride + col, row * y_stride + col, col}; }
+    WF_ON_DEVICE Place place(int64_t row, int64_t col) const
+    {
+        return {row * this->x_stride + col, row * this->y_stride + col, col};
+    }
 
     WF_ON_DEVICE int64_t address(const Place &place, int i) const { return place.x + i; }
 
-    template <class M> WF_ON_DEVICE void keep(int64_t row, const M &, const Stats<R> &s) const { this->keep_stats(row, s); }
-
     template <int V> WF_ON_DEVICE void write(const Place &place, int i, int valid, const R (&x)[V], const Stats<R> &s) const
     {
-        R factor[V], shift[V], y[V];
-        if (gamma)
-            load_reals(gamma, place.col + i, valid, w_wide, factor);
-        if (beta)
-            load_reals(beta, place.col + i, valid, w_wide, shift);
-#pragma unroll
-        for (int j = 0; j < V; j++) {
-            const R f = gamma ? s.rstd * (factor[j] + weight_offset) : s.rstd;
-            y[j] = multiply_add((x[j] - s.mean) - s.mean_lo, f, beta ? shift[j] : R(0));
-        }
-        store_reals<true>(this->y, place.y + i, valid, this->y_wide, y);
+        this->write_y(place.y + i, place.col + i, valid, x, s);
     }
+
+    void made() {}
 };
 
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
 
 using Problem = struct layernorm_forward;
 
+/* Of what is held on chip. */
 int64_t row_size(const Problem &p)
 {
-    return p.cols * (int64_t)wf_dtype_size(p.x_dtype);
+    return p.cols * (int64_t)wf_dtype_size(p.add.present ? p.add.dtype : p.x_dtype);
 }
 
 /* f(params) with everything but what a variant adds. */
@@ -56,15 +43,10 @@ template <class F> void with_params(const Problem &p, F f)
     with_dtypes((Element)p.x_dtype, (Element)p.w_dtype, [&](auto x, auto w) {
         using T = decltype(x);
         using W = decltype(w);
-        using R = real_of<T>;
-        constexpr int V = vec_of<T>;
         Forward<T, W> q = {};
         q.x = buffer<const T>(p.x), q.gamma = buffer<const W>(p.gamma), q.beta = buffer<const W>(p.beta);
-        q.y = buffer<T>(p.y), q.mean = buffer<R>(p.mean), q.mean_lo = buffer<R>(p.mean_lo), q.rstd = buffer<R>(p.rstd);
-        q.rows = p.rows, q.cols = p.cols, q.x_stride = p.x_stride, q.y_stride = p.y_stride;
-        q.eps = (R)p.eps, q.weight_offset = (R)p.weight_offset, q.centered = p.centered;
-        q.x_wide = row_is_wide<V>(q.x, p.rows, p.x_stride), q.y_wide = row_is_wide<V>(q.y, p.rows, p.y_stride);
-        q.w_wide = row_is_wide<V>(q.gamma, 1, 0) && row_is_wide<V>(q.beta, 1, 0);
+        q.x_stride = p.x_stride;
+        fill_params(q, p);
         if (p.rows > 0)
             f(q);
     });
@@ -72,13 +54,17 @@ template <class F> void with_params(const Problem &p, F f)
 
 size_t no_workspace(const Problem &) { return 0; }
 
+/* Sums have the steps of the ladder that hold most: as the others, those reach down to where the step before ends. */
 template <int G, int HELD> bool registers_take(const Problem &p)
 {
-    return registers_fit<G>(row_size(p), HELD);
+    return registers_fit<G>(row_size(p), HELD) && (HELD == HELD_SIZE || !p.add.present);
 }
 
 template <int G, int HELD> void registers_launch(const Problem &p, Run &run)
 {
+    if constexpr (HELD == HELD_SIZE)
+        if (p.add.present)
+            return sum_in_registers_launch<G>(p, run);
     with_params(p, [&](auto q) { start_in_registers<G, vec_of<typename decltype(q)::X>, HELD>(q, run); });
 }
 
@@ -89,6 +75,8 @@ template <int MOST> bool shared_take(const Problem &p)
 
 template <int MOST> void shared_launch(const Problem &p, Run &run)
 {
+    if (p.add.present)
+        return sum_in_shared_launch<MOST>(p, run);
     with_params(p, [&](auto q) { start_in_shared<MOST, vec_of<typename decltype(q)::X>>(q, run); });
 }
 
@@ -104,13 +92,9 @@ size_t segments_workspace(const Problem &p)
 
 void segments_launch(const Problem &p, Run &run)
 {
-    with_params(p, [&](auto q) {
-        using P = decltype(q);
-        constexpr int V = vec_of<typename P::X>;
-        start_in_segments<V>(q, run, [&](const P &cut) {
-            start(run, {dim3(grid_for(cut.rows * cut.parts)), dim3(WIDE)}, rows_forward_apply__segments<P, V>, cut);
-        });
-    });
+    if (p.add.present)
+        return sum_in_segments_launch(p, run);
+    with_params(p, [&](auto q) { start_segments(q, run); });
 }
 
 } // namespace

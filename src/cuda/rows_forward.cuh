@@ -11,6 +11,11 @@
  *     slice, parts, part, stats            as below, each of them where a variant has it
  *     place(row, col)                      P::Place: where elements from col on are
  *     address(place, i)                    of the i-th element from there, in x; elements of a vector lie together
+ *     COPIED                               the rows are in memory, at x. Else they have to be made, by
+ *     fetch<Stream>(place, i, valid)       Fetched<V>: what the vector at the i-th element is made of, loaded;
+ *                                          first(): of the first element alone; and
+ *     make(source, place, i, valid, f)     the vector, of Source(p), which a thread makes once; and then
+ *     put_x<Stream>(place, i, valid, x[V]) stores them where the second read of long rows finds them, which is x
  *     finish(moments)                      Stats<R>: what the row is normalized with
  *     keep(row, moments, stats)            by one thread of the row: results that are statistics
  *     write(place, i, valid, x[V], stats)  the valid first of V elements from the i-th on, from x */
@@ -36,12 +41,17 @@ template <class R> struct Stats {
 };
 
 /* What every P has, and what most have. */
-template <class T> struct Rows {
+template <class T, class Y = T> struct Rows {
     using X = T;
     using R = real_of<T>;
+    static constexpr bool COPIED = true;
     static constexpr int SHARED_BLOCKS = sizeof(R) == 8 ? 1 : 2; /* of WIDE threads on a multiprocessor, without spills */
+    template <int V> using Fetched = dev::vec<T, V>;
+    struct Source {
+        explicit WF_ON_DEVICE Source(const Rows &) {}
+    };
     dev::global<const T> x;
-    dev::global<T> y;
+    dev::global<Y> y;
     dev::global<R> mean, mean_lo, rstd;
     int64_t rows, cols;
     R eps;
@@ -96,12 +106,37 @@ template <class R, class M> WF_ON_DEVICE void store_moments(dev::global<R> part,
     store_reals<false>(part, i * 4, 4, true, record);
 }
 
-/* The vector at a place that n elements begin at, or nothing but the first of them, in one lane of each warp: a load to
+/* A vector in two steps, so that the loads of several are on their way before one of them is made. */
+template <bool Stream, int V, class P>
+WF_ON_DEVICE auto fetch(const P &p, const typename P::Place &place, int i, int valid)
+{
+    if constexpr (P::COPIED)
+        return load_packed<Stream, V>(p.x, p.address(place, i), valid, p.x_wide);
+    else
+        return p.template fetch<Stream, V>(place, i, valid);
+}
+
+template <class P, class Fetched>
+WF_ON_DEVICE auto make(const P &p, const typename P::Source &source, const typename P::Place &place, int i, int valid,
+                       const Fetched &fetched)
+{
+    if constexpr (P::COPIED)
+        return fetched;
+    else
+        return p.make(source, place, i, valid, fetched);
+}
+
+/* The vector at a place that n elements begin at, or no more than the first of them, in one lane of each warp: a load to
  * issue before others; then its first element in every lane. */
-template <int V, class P> WF_ON_DEVICE auto load_leading(const P &p, const typename P::Place &place, int n)
+template <int V, class P>
+WF_ON_DEVICE auto load_leading(const P &p, const typename P::Source &source, const typename P::Place &place, int n)
 {
     const int valid = threadIdx.x % 32 ? 0 : smallest(n, p.x_wide ? V : 1);
-    return load_packed<false, V>(p.x, p.address(place, 0), valid, p.x_wide);
+    const auto fetched = fetch<false, V>(p, place, 0, valid);
+    if constexpr (P::COPIED)
+        return fetched;
+    else
+        return make(p, source, place, 0, smallest(valid, 1), fetched.first());
 }
 
 template <class T, int V> WF_ON_DEVICE real_of<T> leading(const dev::vec<T, V> &of_lane)
@@ -121,11 +156,24 @@ template <class T, int G, int V, int SIZE> struct InRegisters {
     WF_ON_DEVICE int offset(int k) const { return (k * G + member) * V; }
     WF_ON_DEVICE int valid(int k) const { return valid_in(offset(k), n, V); }
 
-    template <bool Stream, class P> WF_ON_DEVICE void load(const P &p, const typename P::Place &place)
+    template <bool Stream, class P>
+    WF_ON_DEVICE void load(const P &p, const typename P::Source &source, const typename P::Place &place)
+    {
+        typename P::template Fetched<V> fetched[VECTORS];
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++)
+            fetched[k] = fetch<Stream, V>(p, place, offset(k), valid(k));
+#pragma unroll
+        for (int k = 0; k < VECTORS; k++)
+            packed[k] = make(p, source, place, offset(k), valid(k), fetched[k]);
+    }
+
+    /* What was made before, if it was. */
+    template <class P> WF_ON_DEVICE void load_again(const P &p, const typename P::Place &place)
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++)
-            packed[k] = load_packed<Stream, V>(p.x, p.address(place, offset(k)), valid(k), p.x_wide);
+            packed[k] = load_packed<true, V>(p.x, p.address(place, offset(k)), valid(k), p.x_wide);
     }
 
     template <class F> WF_ON_DEVICE void sweep(F f) const
@@ -142,14 +190,15 @@ template <class T, int G, int V, int SIZE> struct InRegisters {
 
     /* Of all n, every thread of the group has the result; share is of n. */
     template <class P, class Group>
-    WF_ON_DEVICE auto moments(const P &p, const typename P::Place &place, Share<real_of<T>> share, Group &group) const
+    WF_ON_DEVICE auto moments(const P &p, const typename P::Source &source, const typename P::Place &place,
+                              Share<real_of<T>> share, Group &group) const
     {
         using R = real_of<T>;
         R shift;
         if constexpr (G <= 32)
             shift = __shfl_sync(ALL_LANES, up(packed[0].v[0]), 0, G);
         else
-            shift = leading(load_leading<V>(p, place, n));
+            shift = leading(load_leading<V>(p, source, place, n));
         return row_moments<V, R>(*this, shift, share, p.centered, group);
     }
 };
@@ -173,7 +222,9 @@ WF_HOST_DEVICE constexpr int held_size(int vector, int element, int most = HELD_
 
 /* Of a multiprocessor, as registers allow: fewer of a row in each are more threads. */
 template <class P, int V, int HELD>
-constexpr int threads_at_once = V < vec_of<typename P::X> || sizeof(typename P::R) == 8 ? 512 : HELD < HELD_SIZE ? 1024 : 640;
+constexpr int threads_at_once = V < vec_of<typename P::X> || sizeof(typename P::R) == 8 || !P::COPIED ? 512
+                                : HELD < HELD_SIZE                                                    ? 1024
+                                                                                                      : 640;
 
 /* G threads per row: 4, 8 or 32 lanes of a warp, or all of a block. */
 template <class P, int G, int V, int HELD>
@@ -187,13 +238,14 @@ __global__ void __launch_bounds__(block_of<G>, threads_at_once<P, V, HELD> / blo
     x.member = threadIdx.x % G;
     auto group = group_of<G, R>(scratch);
     const Share<R> share(p.cols);
+    const typename P::Source source(p);
     for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < p.rows; first += (int64_t)gridDim.x * GROUPS) {
         const int64_t row = first + threadIdx.x / G;
         const bool present = row < p.rows;
         const auto place = p.place(present ? row : 0, 0);
         x.n = present ? (int)p.cols : 0;
-        x.template load<true>(p, place);
-        const auto m = x.moments(p, place, present ? share : Share<R>(), group);
+        x.template load<true>(p, source, place);
+        const auto m = x.moments(p, source, place, present ? share : Share<R>(), group);
         const auto s = p.finish(m);
         if (present && x.member == 0)
             p.keep(row, m, s);
@@ -208,10 +260,11 @@ template <class T, int V> struct InShared {
     dev::shared<dev::vec<T, V>> packed;
     int n;
 
-    template <class P> WF_ON_DEVICE void load(const P &p, const typename P::Place &place) const
+    template <class P>
+    WF_ON_DEVICE void load(const P &p, const typename P::Source &source, const typename P::Place &place) const
     {
         constexpr int BATCH = HELD_SIZE / 2 / (V * (int)sizeof(T)); /* on their way at once */
-        if (V == vec_of<T> && p.x_wide) {
+        if (V == vec_of<T> && P::COPIED && p.x_wide) {
             for (int i = threadIdx.x; i * V + V <= n; i += WIDE)
                 dev::cp_async16(packed + i, p.x, p.address(place, i * V));
             dev::cp_async_commit();
@@ -221,16 +274,18 @@ template <class T, int V> struct InShared {
             return;
         }
         for (int first = threadIdx.x; first * V < n; first += BATCH * WIDE) {
-            dev::vec<T, V> batch[BATCH];
+            typename P::template Fetched<V> batch[BATCH];
 #pragma unroll
             for (int k = 0; k < BATCH; k++) {
                 const int at = (first + k * WIDE) * V;
-                batch[k] = load_packed<true, V>(p.x, p.address(place, at), valid_in(at, n, V), p.x_wide);
+                batch[k] = fetch<true, V>(p, place, at, valid_in(at, n, V));
             }
 #pragma unroll
-            for (int k = 0; k < BATCH; k++)
-                if ((first + k * WIDE) * V < n)
-                    packed[first + k * WIDE] = batch[k];
+            for (int k = 0; k < BATCH; k++) {
+                const int at = (first + k * WIDE) * V;
+                if (at < n)
+                    packed[first + k * WIDE] = make(p, source, place, at, valid_in(at, n, V), batch[k]);
+            }
         }
     }
 
@@ -260,10 +315,11 @@ __global__ void __launch_bounds__(WIDE, P::SHARED_BLOCKS) rows_forward__in_share
     const InShared<T, V> x = {packed, left < 0 ? 0 : (int)smallest(left, p.slice)};
     Threads<WARPS, R> group = {scratch, size > 1};
     const Share<R> share(p.cols);
+    const typename P::Source source(p);
     for (int64_t row = blockIdx.x / size; row < p.rows; row += gridDim.x / size) {
         const auto place = p.place(row, rank * p.slice);
-        const auto first = load_leading<V>(p, p.place(row, 0), (int)smallest<int64_t>(p.cols, V));
-        x.load(p, place);
+        const auto first = load_leading<V>(p, source, p.place(row, 0), (int)smallest<int64_t>(p.cols, V));
+        x.load(p, source, place);
         const auto m = row_moments<V, R>(x, leading(first), share, p.centered, group);
         const auto s = p.finish(m);
         if (rank == 0 && threadIdx.x == 0)
@@ -280,7 +336,7 @@ template <class T, int V> using Segment = InRegisters<T, WIDE, V, HELD_SIZE>;
 
 /* One block per segment: its moments. The second kernel to read a segment had better find it in L2. */
 template <class P, int V>
-__global__ void __launch_bounds__(WIDE, V < vec_of<typename P::X> ? 1 : 2) rows_forward_moments__segments(P p)
+__global__ void __launch_bounds__(WIDE, V < vec_of<typename P::X> || !P::COPIED ? 1 : 2) rows_forward_moments__segments(P p)
 {
     using R = typename P::R;
     constexpr int64_t SIZE = segment_of<typename P::X>;
@@ -288,12 +344,15 @@ __global__ void __launch_bounds__(WIDE, V < vec_of<typename P::X> ? 1 : 2) rows_
     Segment<typename P::X, V> x;
     x.member = threadIdx.x;
     auto group = group_of<WIDE, R>(scratch);
+    const typename P::Source source(p);
     for (int64_t i = blockIdx.x; i < p.rows * p.parts; i += gridDim.x) {
         const int64_t row = i / p.parts, begin = i % p.parts * SIZE;
         x.n = (int)smallest(p.cols - begin, SIZE);
         const auto place = p.place(row, begin);
-        x.template load<false>(p, place);
-        const auto m = x.moments(p, place, Share<R>(x.n), group);
+        x.template load<false>(p, source, place);
+        const auto m = x.moments(p, source, place, Share<R>(x.n), group);
+        if constexpr (!P::COPIED)
+            x.sweep([&](const R(&values)[V], int at, int valid) { p.template put_x<false>(place, at, valid, values); });
         if (threadIdx.x == 0)
             store_moments(p.part, i, m);
     }
@@ -346,7 +405,7 @@ template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_a
         const int64_t row = (left - 1) / p.parts, begin = (left - 1) % p.parts * SIZE;
         const auto place = p.place(row, begin);
         x.n = (int)smallest(p.cols - begin, SIZE);
-        x.template load<true>(p, place);
+        x.load_again(p, place);
         const auto s = load_stats(p.stats, row);
         x.sweep([&](const R(&values)[V], int at, int valid) { p.write(place, at, valid, values, s); });
     }

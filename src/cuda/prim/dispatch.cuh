@@ -8,6 +8,7 @@
 // |       params)            | later launch is tried                                                                       |
 // | grid_for(work)           | blocks for `work` blocks' work, which the kernel takes in strides of the grid               |
 // | with_dtypes(x, w, f)     | f(T(), W()) for the element types                                                           |
+// | with_sum_dtypes(x, a, f) | f(T(), A()) for those of x and of its sum with a residual                                   |
 //
 // takes() and workspace() look at the problem alone, never at buffers or the device.
 #pragma once
@@ -59,4 +60,14 @@ template <class F> void with_dtypes(Element x, Element w, F f)
     case Element::BF16: return w == Element::F32 ? f(__nv_bfloat16(), float()) : f(__nv_bfloat16(), __nv_bfloat16());
     }
 #endif
+}
+
+template <class F> void with_sum_dtypes(Element x, Element sum, F f)
+{
+    with_dtypes(x, Element::F32, [&](auto of_x, auto) {
+        if constexpr (sizeof(of_x) == 2)
+            if (sum == Element::F32)
+                return f(of_x, float());
+        f(of_x, of_x);
+    });
 }
