@@ -25,10 +25,11 @@ static void set_fields(DeviceCall *d)
         {"x_dtype", c->x}, {"w_dtype", c->w}, {"layout", c->layout}, {"kind", c->kind}, {"flags", c->flags},
         {"rows", c->rows}, {"cols", c->cols}, {"x_stride", c->x_stride}, {"y_stride", c->y_stride},
         {"dx_stride", c->dx_stride}, {"dy_stride", c->dy_stride}, {"n", c->n}, {"c", c->c}, {"hw", c->hw},
-        {"groups", c->groups},
+        {"groups", c->groups}, {"residual_stride", c->residual_stride}, {"sum_stride", c->sum_stride},
     };
     const struct { const char *name; double value; } reals[] = {
-        {"eps", c->eps}, {"momentum", c->momentum}, {"weight_offset", c->weight_offset}, {"p", c->p},
+        {"eps", c->eps}, {"momentum", c->momentum}, {"weight_offset", c->weight_offset},
+        {"p", op_norm(c->op) == DROPOUT ? c->p : c->drop},
     };
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
         if (api_field(d->api.op, integers[i].name))
@@ -46,6 +47,13 @@ static bool is_absent(const Case *c, const Buffer *b)
         {"mean_lo", NULL_MEAN_LO}, {"mask", NULL_MASK},
         {"mean", NULL_MEAN}, {"rstd", NULL_RSTD}, {"rrms", NULL_RSTD},
     };
+    static const struct { const char *name; uint32_t add; } parts[] = {
+        {"residual", ADD_RESIDUAL}, {"sum", ADD_SUM}, {"row_scale", ADD_ROW_SCALE}, {"col_scale", ADD_COL_SCALE},
+        {"dsum", ADD_DSUM}, {"dresidual", ADD_DRESIDUAL},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (strcmp(b->name, parts[i].name) == 0)
+            return !b->needed && !(c->add & parts[i].add);
     if (b->extent == EXTENT_WORD)
         return c->seed % 2 == 0;
     if (strncmp(b->name, "running", 7) == 0)
@@ -59,18 +67,26 @@ static bool is_absent(const Case *c, const Buffer *b)
 static const Operation *operation_of(const Case *c)
 {
     const Operation *op = operations;
-    while (strcmp(op->name, op_name(c->op)))
+    while (strcmp(op->name, op_name(c->op)) || (case_adds(c) && !api_buffer(op, "sum")))
         op++;
     return op;
 }
 
 /* Of the kinds of data the one whose squares leave the range: it is what some statements are for. */
+static wf_dtype dtype_of(const Case *c, const Buffer *b)
+{
+    if (b->extent == EXTENT_RESIDUAL || b->extent == EXTENT_SUM)
+        return case_sum_dtype(c);
+    return b->extent <= EXTENT_DY ? c->x : b->extent == EXTENT_PARAMETER ? c->w : stat_dtype(c->x);
+}
+
 static void vary(DeviceCall *d, int i)
 {
-    const int64_t count = (int64_t)(d->api.size[i] / dtype_size(d->c.x));
-    const double  unit = d->c.data == HUGE30 ? 1e30 : 1;
+    const wf_dtype dtype = dtype_of(&d->c, &d->api.op->buffer[i]);
+    const int64_t  count = (int64_t)(d->api.size[i] / dtype_size(dtype));
+    const double   unit = d->c.data == HUGE30 ? 1e30 : 1;
     for (int64_t k = 0; k < count; k++)
-        dtype_store(d->c.x, d->api.memory[i], k, unit * ((double)(k * (k + 37 + i) % 101) / 8 - 5));
+        dtype_store(dtype, d->api.memory[i], k, unit * ((double)(k * (k + 37 + i) % 101) / 8 - 5));
     memcpy(d->api.copy[i], d->api.memory[i], d->api.size[i]);
 }
 
@@ -95,9 +111,7 @@ static size_t offset_of(const DeviceCall *d, int i)
         return 1; /* all that is for its alignment lies in front: the last byte is used */
     if (b->extent >= EXTENT_MASK)
         return 0;
-    return (size_t)d->c.misalign * dtype_size(b->extent <= EXTENT_DY       ? d->c.x
-                                              : b->extent == EXTENT_PARAMETER ? d->c.w
-                                                                              : stat_dtype(d->c.x));
+    return (size_t)d->c.misalign * dtype_size(dtype_of(&d->c, b));
 }
 
 bool device_call_takes(const Case *c)

@@ -37,7 +37,7 @@ typedef struct Sum { /* over buffers of one kind */
 
 typedef struct Moved {
     Op       op;
-    double   elements, element_size, floor; /* floor: bytes of all activations, each once */
+    double   elements, floor; /* floor: bytes of all activations, each once */
     Sum      activations, others, workspace; /* others: parameters, statistics, masks */
     uint64_t launches, ways;
     char     variant[32], wrong[1024]; /* what is not as it must be */
@@ -60,12 +60,21 @@ static void add(Sum *s, const struct meter_traffic *t, double *bytes)
     s->wide += 16 * (double)t->width[4];
 }
 
-/* An activation is read `reads` times if it is an input, written once if it is an output, and nothing else. */
-static void judge_activation(Moved *m, const struct Metered *row, const char *name, bool output, double size,
-                             const struct meter_buffer *b)
+/* Inputs, but what a sum is made of is read once: the next time it is the sum that is read. */
+static int reads_of(const struct Metered *row, const Case *c, const char *name, bool output)
+{
+    const bool is_sum = strcmp(name, "sum") == 0, forward = case_adds(c) && !op_is_backward(c->op);
+    if (output)
+        return is_sum ? row->reads - 1 : 0;
+    return forward || strcmp(name, "dsum") == 0 ? 1 : row->reads;
+}
+
+/* An activation is read so often, written once if it is an output, and nothing else. */
+static void judge_activation(Moved *m, const struct Metered *row, const char *name, bool output, double expected_read,
+                             double size, const struct meter_buffer *b)
 {
     const double read = (double)b->read.bytes / size, written = (double)b->write.bytes / size;
-    const double expected_read = output ? 0 : row->reads, expected_written = output ? 1 : 0;
+    const double expected_written = output ? 1 : 0;
     if (read < expected_read || read > SLACK * expected_read)
         wrong(m, "%s is read %.3f times, not %g; ", name, read, expected_read);
     if (written < expected_written || written > SLACK * expected_written)
@@ -97,7 +106,6 @@ static Moved meter_line(const struct Metered *row)
     device_call_begin(&d, c);
     m.op = c->op;
     m.elements = (double)(op_norm(c->op) <= RMSNORM ? c->rows * c->cols : c->n * c->c * c->hw);
-    m.element_size = (double)dtype_size(c->x);
     strcpy(m.variant, d.variant);
     cudaStream_t stream;
     cudaStreamCreate(&stream);
@@ -118,9 +126,11 @@ static Moved meter_line(const struct Metered *row)
         add(sum, &b->read, &sum->read);
         add(sum, &b->write, &sum->written);
         if (activation) {
-            const double size = m.elements * m.element_size;
+            const char  *name = device_call_name(&d, i);
+            const bool   output = device_call_output(&d, i);
+            const double size = (double)device_call_size(&d, i);
             m.floor += size;
-            judge_activation(&m, row, device_call_name(&d, i), device_call_output(&d, i), size, b);
+            judge_activation(&m, row, name, output, reads_of(row, c, name, output), size, b);
         } else {
             judge_other(&m, device_call_name(&d, i), (double)device_call_size(&d, i), b);
         }
@@ -203,9 +213,9 @@ void meter_print(void)
     printf("# What the CUDA kernels move\n\n"
            "Printed by `make meter`, which runs the kernels on the emulator and counts: deterministic, no GPU involved, nothing\n"
            "measured in time. `make check` asserts it (tests/emu/test_cuda_meter.c; the shapes are in tests/emu/meter.def).\n\n"
-           "- **floor**: bytes per element of x if each activation (x, y, dy, dx) crosses memory once; **moved**: what the\n"
-           "  threads asked for. Their ratio is at most 1.05, or 2 reads of x and dy where a row, group or channel does not\n"
-           "  fit on chip.\n"
+           "- **floor**: bytes per element of x if each activation (x, y, dy, dx; with a sum residual, sum, dsum, dresidual)\n"
+           "  crosses memory once; **moved**: what the threads asked for. Their ratio is at most 1.05, or 2 reads of x and dy\n"
+           "  (or of a sum) where a row, group or channel does not fit on chip.\n"
            "- **parameters and statistics** (and masks): the sectors touched at all, over the floor's bytes; **workspace**:\n"
            "  bytes written and read, over the floor's bytes. Small tensors show large shares here, large ones do not: the\n"
            "  number of partial rows is bounded.\n"
