@@ -189,7 +189,7 @@ static double normal(uint64_t *state)
 }
 
 /* N(0, 1) in a dtype, made once: a large tensor repeats it. */
-static const char *normals(wf_dtype dtype)
+static const char *block_of(wf_dtype dtype)
 {
     static char *block[4];
     if (!block[dtype]) {
@@ -203,7 +203,7 @@ static const char *normals(wf_dtype dtype)
 
 static void fill_activations(const Extent *t, char *at, int64_t from)
 {
-    const char *block = normals(t->dtype);
+    const char *block = block_of(t->dtype);
     const size_t e = dtype_size(t->dtype);
     const int64_t count = (int64_t)(t->size / e);
     for (int64_t i = 0; i < count;) {
