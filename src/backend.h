@@ -19,7 +19,7 @@ struct addition {
     bool     present; /* else only dtype counts, for the workspace */
     wf_dtype dtype;
     int64_t  residual_stride, sum_stride; /* also of dresidual; of dsum */
-    uint64_t threshold;                   /* keep where the random word is less; 2^32: all, and scale is 1 */
+    uint64_t threshold;                   /* keep where the random word is less; 2^32: all */
     double   scale;                       /* to be rounded to the arithmetic type */
     uint64_t seed, offset;
     const uint64_t *seed_ptr, *offset_ptr; /* read when the kernel runs; NULL = absent */

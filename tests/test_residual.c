@@ -31,7 +31,7 @@ static void set_strides(Case *c, int how)
 START_TEST(parts)
 {
     static const int64_t lengths[] = { 1, 3, 33, 64, 257, 1500, 31, 1025 };
-    static const double drops[] = { 0, 0.3, 0.9, 1 };
+    static const double drops[] = { 0, 0.3, 0.9, 1, 0x1p-33 /* keeps all, scaled */ };
     static const uint32_t forward[] = { ADD_RESIDUAL, ADD_SUM, ADD_ROW_SCALE, ADD_COL_SCALE };
     static const uint32_t backward[] = { ADD_DSUM, ADD_DRESIDUAL, ADD_ROW_SCALE, ADD_COL_SCALE };
     for (int op = 0, turn = 0; op < OPS; op++)
@@ -44,7 +44,7 @@ START_TEST(parts)
             for (int k = 0; k < (quick() ? 2 : 8); k++, turn++) {
                 c.rows = 1 + turn % 5;
                 c.cols = lengths[turn % 8];
-                c.drop = drops[turn / 2 % 4];
+                c.drop = drops[turn / 2 % 5];
                 c.inplace = turn / 3 % 4;
                 c.misalign = turn / 5 % 2;
                 c.seed = (uint64_t)turn + 1;

@@ -14,7 +14,7 @@ struct addition_run {
 static struct addition_run addition_of(const struct addition *a, wf_dtype x_dtype, wf_dtype w_dtype, int64_t cols)
 {
     struct addition_run r = {.a = a, .x_dtype = x_dtype, .w_dtype = w_dtype, .cols = cols, .scale = (real)a->scale};
-    r.drops = a->threshold <= UINT32_MAX;
+    r.drops = a->scale != 1; /* where p is below 2^-33 all are kept, and scaled */
     if (r.drops)
         r.keep = keep_of(a->seed, a->seed_ptr, a->offset, a->offset_ptr, a->threshold);
     return r;

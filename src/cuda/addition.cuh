@@ -11,7 +11,7 @@ template <class T> struct Addition {
     dev::global<const R> row_scale;
     Parameter<T>         col_scale;
     int64_t              cols;
-    R                    scale; /* 1 where all are kept */
+    R                    scale; /* of what is kept */
     bool                 drops, col_wide;
     Decision             decision;
 
@@ -58,8 +58,8 @@ template <class T, int V, class Problem> Addition<T> addition_of(const Problem &
     q.col_scale = parameter<T>(p.add.col_scale, p.w_dtype);
     q.col_wide = row_is_wide<V>(q.col_scale, 1, 0);
     q.cols = p.cols;
-    q.drops = p.add.threshold <= UINT32_MAX;
-    q.scale = q.drops ? (real_of<T>)p.add.scale : real_of<T>(1);
+    q.drops = p.add.scale != 1; /* where p is below 2^-33 all are kept, and scaled */
+    q.scale = (real_of<T>)p.add.scale;
     q.decision = decision_of(p.add);
     return q;
 }
