@@ -27,6 +27,13 @@ void addition_new(Problem *p)
     p->row_scale = c->add & ADD_ROW_SCALE ? normals(real, p->slots, 1, 0.5, c->seed + 9) : NULL;
     p->col_scale = c->add & ADD_COL_SCALE ? normals(c->w, p->params, 0.5, 0.5, c->seed + 10) : NULL;
     p->dsum = c->add & ADD_DSUM ? normals(dtype, p->count, 0, 1, c->seed + 11) : NULL;
+    addition_make(p);
+}
+
+void addition_make(Problem *p)
+{
+    const Case *c = p->c;
+    const wf_dtype real = arithmetic(c), dtype = case_sum_dtype(c);
     for (int64_t i = 0; i < p->count; i++) {
         bool kept;
         const Quad scale = kept_scale(c, i, &kept);

@@ -7,6 +7,8 @@
 
 /* Makes p->x, which was the branch's x, the sum. */
 void addition_new(Problem *);
+/* The sum again, of parts that have changed. */
+void addition_make(Problem *);
 
 /* out[OUT_SUM] */
 void addition_forward(const Problem *, Expected out[OUTPUT_COUNT]);

@@ -12,7 +12,7 @@
 
 enum {
     MAX_ELEMENTS = 1 << 15, /* of one buffer, gaps between rows included; a larger shape is only tried in a dry run */
-    MAX_FIELDS   = 12
+    MAX_FIELDS   = 15
 };
 
 typedef enum Direction { FORWARD, INFER, BACKWARD } Direction;
@@ -20,6 +20,7 @@ typedef enum Direction { FORWARD, INFER, BACKWARD } Direction;
 typedef enum Role {
     NO_FIELD,
     X, Y, DY, DX,  /* activations */
+    RESIDUAL, SUM, /* of the norm of a sum, their gradients too */
     WEIGHT,        /* [c], w_dtype */
     STATISTIC,     /* one per row, group, channel or instance */
     CHANNEL,       /* [c], the dtype of statistics: running mean and variance */
@@ -41,6 +42,8 @@ typedef struct Operation {
     size_t      what_size, with_size;
     wf_status (*call)(const void *what, const void *with, const wf_exec *where);
     size_t (*workspace)(const void *what, wf_backend backend);
+    int         seed_word; /* where seed and offset are, in 8-byte words of the args struct; 0 = nowhere */
+    bool        sums;      /* the norm of a sum */
     int         fields;
     Field       field[MAX_FIELDS];
 } Operation;
@@ -53,7 +56,9 @@ typedef struct What {
     uint32_t flags, reserved;
     int64_t  n, c, hw, groups;
     int64_t  x_stride, y_stride, dx_stride, dy_stride;
-    double   eps, extra; /* extra: weight_offset, momentum or p */
+    double   eps, extra; /* extra: weight_offset, momentum or dropout's p */
+    double   drop;       /* the p of a sum */
+    int64_t  residual_stride, sum_stride;
 } What;
 void what_encode(const Operation *op, const What *what, void *image);       /* image: op->what_size bytes */
 void what_decode(const Operation *op, const void *image, What *what);       /* likewise, completed by zeros */
@@ -72,7 +77,7 @@ typedef struct Call {
     const wf_exec   *where_at;
     What             what;              /* what the library must understand, if its size is right */
     Buffer           buffer[MAX_FIELDS];
-    uint64_t         seed, offset;
+    uint64_t         seed, offset; /* without what seed_ptr and offset_ptr point to */
     bool             real; /* the buffers are memory; false: a dry run with made-up addresses or none */
 } Call;
 

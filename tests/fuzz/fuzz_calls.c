@@ -181,12 +181,13 @@ static void tell(const Call *call, const wf_exec *where)
     const What *w = &call->what;
     int         at = snprintf(story, sizeof story,
                               "%s x_dtype=%d w_dtype=%d layout=%d kind=%d flags=%u n=%lld c=%lld hw=%lld groups=%lld "
-                              "strides=%lld,%lld,%lld,%lld eps=%g extra=%g threads=%d where.flags=0x%x backend=%d "
-                              "variant=%s workspace=%p+%zu\n ",
+                              "strides=%lld,%lld,%lld,%lld,%lld,%lld eps=%g extra=%g drop=%g threads=%d "
+                              "where.flags=0x%x backend=%d variant=%s workspace=%p+%zu\n ",
                               call->op->name, w->x_dtype, w->w_dtype, w->layout, w->kind, w->flags, (long long)w->n,
                               (long long)w->c, (long long)w->hw, (long long)w->groups, (long long)w->x_stride,
-                              (long long)w->y_stride, (long long)w->dx_stride, (long long)w->dy_stride, w->eps,
-                              w->extra, where->threads, where->flags, (int)where->backend,
+                              (long long)w->y_stride, (long long)w->dx_stride, (long long)w->dy_stride,
+                              (long long)w->residual_stride, (long long)w->sum_stride, w->eps, w->extra, w->drop,
+                              where->threads, where->flags, (int)where->backend,
                               where->variant ? where->variant : "-", where->workspace, where->workspace_size);
     for (int i = 0; call->real && i < call->op->fields && at < (int)sizeof story; i++)
         at += snprintf(story + at, sizeof story - (size_t)at, " %s=%p+%lld", call->op->field[i].name,
@@ -314,17 +315,18 @@ static void plan_workspace(const Plan *plan, const Call *call, wf_exec *where)
     scramble_workspace(where, plan->seed + 99);
 }
 
-/* with: size and the pointers in the order of the struct; dropout's seed and offset in between. */
+/* with: size and the pointers in the order of the struct; seed and offset in between, if it has them. */
 static void place_with(const Plan *plan, Call *call)
 {
-    uint64_t image[16] = { call->op->with_size };
-    unsigned how;
+    uint64_t  image[24] = { call->op->with_size };
+    const int seed_word = call->op->seed_word;
+    unsigned  how;
     for (int i = 0; i < call->op->fields; i++)
         image[call->op->field[i].word] = call->real ? (uint64_t)(uintptr_t)call->buffer[i].at
                                                     : ((uint64_t)i + 1) << 44 | (plan->absent & 0xf0);
-    if (call->op->norm == DROPOUT) {
-        image[4] = call->seed;
-        image[5] = call->offset;
+    if (seed_word > 0) {
+        image[seed_word] = call->seed;
+        image[seed_word + 1] = call->offset;
     }
     bool         dirty_tail;
     const size_t stated = stated_size(plan, WITH_SIZE, call->op->with_size, &dirty_tail);
@@ -332,9 +334,9 @@ static void place_with(const Plan *plan, Call *call)
     for (int i = 0; i < call->op->fields; i++) /* what lies beyond a shorter struct counts as zero */
         if ((size_t)call->op->field[i].word * 8 + 8 > stated)
             call->buffer[i].at = NULL;
-    if (call->op->norm == DROPOUT && stated < 48) {
+    if (stated < (size_t)(seed_word + 2) * 8) {
         call->offset = 0;
-        call->seed = stated < 40 ? 0 : call->seed;
+        call->seed = stated < (size_t)(seed_word + 1) * 8 ? 0 : call->seed;
     }
     if (is_wrong(plan, NO_STRUCT, &how) && how % 3 == 1)
         call->with_at = NULL;

@@ -10,8 +10,10 @@
 
 /* ---- the operations ---- */
 
-#define OPERATION(operation, args, what, norm, direction, fields)                                                    \
-    #operation, norm, direction, sizeof(what), sizeof(args), call_##operation, workspace_##operation, fields
+#define DRAWING(operation, args, what, norm, direction, seed_word, sums, fields)                                     \
+    #operation, norm, direction, sizeof(what), sizeof(args), call_##operation, workspace_##operation, seed_word, sums, fields
+#define OPERATION(operation, args, what, norm, direction, fields) \
+    DRAWING(operation, args, what, norm, direction, 0, false, fields)
 
 /* clang-format off */
 #define NORM_FORWARD { "x", X, false, true, -1, 1 }, { "gamma", WEIGHT, false, false, -1, 2 }, \
@@ -35,6 +37,13 @@
 #define DROPOUT_FIELDS { { "x", X, false, true, -1, 1 }, { "y", Y, true, true, 0, 2 }, \
                          { "mask", MASK, true, false, -1, 3 }, { "seed_ptr", WORD, false, false, -1, 6 }, \
                          { "offset_ptr", WORD, false, false, -1, 7 } }
+/* Of the norm of a sum; word: where row_scale is. */
+#define SCALES(word) { "row_scale", STATISTIC, false, false, -1, word }, { "col_scale", WEIGHT, false, false, -1, word + 1 }, \
+                     { "seed_ptr", WORD, false, false, -1, word + 4 }, { "offset_ptr", WORD, false, false, -1, word + 5 }
+#define ADDITION(field, word) { "residual", RESIDUAL, false, false, -1, word }, \
+                              { "sum", SUM, true, false, field, word + 1 }, SCALES(word + 2)
+#define GRADIENTS(field, word) { "dsum", SUM, false, false, -1, word }, \
+                               { "dresidual", RESIDUAL, true, false, field, word + 1 }, SCALES(word + 2)
 
 const Operation operations[] = {
     { OPERATION(layernorm_forward, wf_layernorm_forward_args, wf_layernorm, LAYERNORM, FORWARD, 7),
@@ -57,8 +66,22 @@ const Operation operations[] = {
     { OPERATION(instancenorm_infer, wf_instancenorm_infer_args, wf_instancenorm, INSTANCENORM, INFER, 7), INFERENCE },
     { OPERATION(instancenorm_backward, wf_instancenorm_backward_args, wf_instancenorm, INSTANCENORM, BACKWARD, 9),
       NORM_BACKWARD },
-    { OPERATION(dropout_forward, wf_dropout_args, wf_dropout, DROPOUT, FORWARD, 5), DROPOUT_FIELDS },
-    { OPERATION(dropout_backward, wf_dropout_args, wf_dropout, DROPOUT, BACKWARD, 5), DROPOUT_FIELDS },
+    { DRAWING(dropout_forward, wf_dropout_args, wf_dropout, DROPOUT, FORWARD, 4, false, 5), DROPOUT_FIELDS },
+    { DRAWING(dropout_backward, wf_dropout_args, wf_dropout, DROPOUT, BACKWARD, 4, false, 5), DROPOUT_FIELDS },
+    { DRAWING(layernorm_forward, wf_layernorm_forward_args, wf_layernorm, LAYERNORM, FORWARD, 12, true, 13),
+      { NORM_FORWARD, STATISTICS_OUT, ADDITION(7, 8) } },
+    { DRAWING(layernorm_backward, wf_layernorm_backward_args, wf_layernorm, LAYERNORM, BACKWARD, 15, true, 15),
+      { { "dy", DY, false, true, -1, 1 }, { "sum", SUM, false, true, -1, 10 }, { "gamma", WEIGHT, false, false, -1, 3 },
+        { "mean", STATISTIC, false, true, -1, 4 }, { "rstd", STATISTIC, false, true, -1, 5 },
+        { "mean_lo", STATISTIC, false, false, -1, 6 }, { "dx", DX, true, false, 0, 7 },
+        { "dgamma", WEIGHT, true, false, -1, 8 }, { "dbeta", WEIGHT, true, false, -1, 9 }, GRADIENTS(9, 11) } },
+    { DRAWING(rmsnorm_forward, wf_rmsnorm_forward_args, wf_rmsnorm, RMSNORM, FORWARD, 9, true, 10),
+      { { "x", X, false, true, -1, 1 }, { "gamma", WEIGHT, false, false, -1, 2 }, { "y", Y, true, true, 0, 3 },
+        { "rrms", STATISTIC, true, false, -1, 4 }, ADDITION(4, 5) } },
+    { DRAWING(rmsnorm_backward, wf_rmsnorm_backward_args, wf_rmsnorm, RMSNORM, BACKWARD, 12, true, 12),
+      { { "dy", DY, false, true, -1, 1 }, { "sum", SUM, false, true, -1, 7 }, { "gamma", WEIGHT, false, false, -1, 3 },
+        { "rrms", STATISTIC, false, true, -1, 4 }, { "dx", DX, true, false, 0, 5 },
+        { "dgamma", WEIGHT, true, false, -1, 6 }, GRADIENTS(6, 8) } },
 };
 const int operation_count = sizeof operations / sizeof *operations;
 
@@ -71,11 +94,13 @@ typedef struct Member { size_t from, to, size; } Member;
     MEMBER(type, x_dtype, x_dtype), MEMBER(type, w_dtype, w_dtype), MEMBER(type, flags, flags), \
     MEMBER(type, reserved, reserved), MEMBER(type, rows, n), MEMBER(type, cols, c), MEMBER(type, x_stride, x_stride), \
     MEMBER(type, y_stride, y_stride), MEMBER(type, dx_stride, dx_stride), MEMBER(type, dy_stride, dy_stride), \
-    MEMBER(type, eps, eps)
+    MEMBER(type, eps, eps), MEMBER(type, p, drop), MEMBER(type, residual_stride, residual_stride), \
+    MEMBER(type, sum_stride, sum_stride)
 #define CHANNEL_MEMBERS(type) \
     MEMBER(type, x_dtype, x_dtype), MEMBER(type, layout, layout), MEMBER(type, flags, flags), \
     MEMBER(type, n, n), MEMBER(type, c, c), MEMBER(type, hw, hw)
-static const Member members[][12] = {
+enum { MOST_MEMBERS = 15 };
+static const Member members[][MOST_MEMBERS] = {
     [LAYERNORM] = { ROW_MEMBERS(wf_layernorm) },
     [RMSNORM] = { ROW_MEMBERS(wf_rmsnorm), MEMBER(wf_rmsnorm, weight_offset, extra) },
     [GROUPNORM] = { CHANNEL_MEMBERS(wf_groupnorm), MEMBER(wf_groupnorm, w_dtype, w_dtype),
@@ -92,14 +117,14 @@ void what_encode(const Operation *op, const What *what, void *image)
 {
     memset(image, 0, op->what_size);
     memcpy(image, &op->what_size, sizeof op->what_size);
-    for (const Member *m = members[op->norm]; m < members[op->norm] + 12 && m->size > 0; m++)
+    for (const Member *m = members[op->norm]; m < members[op->norm] + MOST_MEMBERS && m->size > 0; m++)
         memcpy((char *)image + m->from, (const char *)what + m->to, m->size);
 }
 
 void what_decode(const Operation *op, const void *image, What *what)
 {
     *what = (What){ .n = 0 };
-    for (const Member *m = members[op->norm]; m < members[op->norm] + 12 && m->size > 0; m++)
+    for (const Member *m = members[op->norm]; m < members[op->norm] + MOST_MEMBERS && m->size > 0; m++)
         memcpy((char *)what + m->to, (const char *)image + m->from, m->size);
 }
 
@@ -137,6 +162,8 @@ int64_t statistics_count(const Operation *op, const What *w)
 
 static int64_t stride_of(const What *w, Role role)
 {
+    if (role == RESIDUAL || role == SUM)
+        return role == SUM && w->sum_stride ? w->sum_stride : role == RESIDUAL && w->residual_stride ? w->residual_stride : w->c;
     const int64_t x = w->x_stride ? w->x_stride : w->c, y = w->y_stride ? w->y_stride : w->c;
     const int64_t dx = w->dx_stride ? w->dx_stride : x, dy = w->dy_stride ? w->dy_stride : y;
     return role == X ? x : role == Y ? y : role == DX ? dx : dy;
@@ -178,6 +205,8 @@ Buffer buffer_of(const Call *call, int field)
         }
     }
     const Role role = call->op->field[field].role;
+    if ((role == RESIDUAL || role == SUM) && w->flags & WF_SUM_F32)
+        b.dtype = WF_F32;
     b.element = role == MASK ? 1 : role == WORD ? 8 : element_size(b.dtype);
     if (b.rows == 1 || b.cols == 0)
         b.stride = b.stride ? b.stride : b.cols;
@@ -220,14 +249,18 @@ static bool is_empty(const Operation *op, const What *w)
     return w->n == 0 || w->c == 0 || (!is_rows(op->norm) && w->hw == 0);
 }
 
+#define STRIDES(w) { w->x_stride, w->y_stride, w->dx_stride, w->dy_stride, w->residual_stride, w->sum_stride }
+enum { STRIDE_COUNT = 6 };
+
 static Verdict judge_rows(const What *w)
 {
-    const int64_t strides[] = { w->x_stride, w->y_stride, w->dx_stride, w->dy_stride };
+    const int64_t strides[STRIDE_COUNT] = STRIDES(w);
     Verdict       v = too_large(nonzero(w->n) * nonzero(w->c));
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < STRIDE_COUNT; i++)
         v = worse(v, worse(bad_if(strides[i] != 0 && strides[i] < w->c),
                            too_large(nonzero(w->n) * nonzero(strides[i]))));
-    return worse(v, bad_if(w->reserved != 0));
+    v = worse(v, bad_if(!(w->drop >= 0 && w->drop <= 1)));
+    return worse(v, bad_if(w->reserved != 0 || (w->flags & WF_SUM_F32 && w->x_dtype == WF_F64)));
 }
 
 static Verdict judge_channels(const Operation *op, const What *w)
@@ -250,9 +283,12 @@ static Verdict judge_channels(const Operation *op, const What *w)
 static Verdict judge_what(const Operation *op, const What *w)
 {
     static const uint32_t flags[] = {
-        [LAYERNORM] = WF_ACCUMULATE,    [RMSNORM] = WF_ACCUMULATE,
-        [GROUPNORM] = WF_ACCUMULATE, [BATCHNORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
-        [DROPOUT] = WF_FEATURES,         [INSTANCENORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
+        [LAYERNORM] = WF_ACCUMULATE | WF_SUM_F32,
+        [RMSNORM] = WF_ACCUMULATE | WF_SUM_F32,
+        [GROUPNORM] = WF_ACCUMULATE,
+        [BATCHNORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
+        [INSTANCENORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
+        [DROPOUT] = WF_FEATURES,
     };
     Verdict v = bad_if(element_size(w->x_dtype) == 0 || (op->norm != DROPOUT && element_size(w->w_dtype) == 0));
     v = worse(v, bad_if(w->flags & ~flags[op->norm]));
@@ -280,8 +316,8 @@ bool is_small(const Operation *op, const What *w)
     if (nonzero(w->n) * nonzero(w->c) > limit)
         return false;
     if (is_rows(op->norm)) {
-        const int64_t strides[] = { w->x_stride, w->y_stride, w->dx_stride, w->dy_stride };
-        for (int i = 0; i < 4; i++)
+        const int64_t strides[STRIDE_COUNT] = STRIDES(w);
+        for (int i = 0; i < STRIDE_COUNT; i++)
             if (strides[i] < 0 || nonzero(w->n) * nonzero(strides[i]) > limit)
                 return false;
         return true;
@@ -383,6 +419,20 @@ static Verdict judge_overlaps(const Call *call)
     return GOOD;
 }
 
+/* A sum of another dtype than x's has to be kept somewhere. */
+static bool needs_sum(const Call *call)
+{
+    const What *w = &call->what;
+    bool        adds = w->drop > 0;
+    if (!call->op->sums || !(w->flags & WF_SUM_F32) || w->x_dtype == WF_F32)
+        return false;
+    for (int i = 0; i < call->op->fields; i++) {
+        const char *name = call->op->field[i].name;
+        adds |= call->buffer[i].at != NULL && (strcmp(name, "residual") == 0 || strcmp(name + 3, "_scale") == 0);
+    }
+    return adds;
+}
+
 static Verdict judge_buffers(const Call *call)
 {
     const Operation *op = call->op;
@@ -392,7 +442,8 @@ static Verdict judge_buffers(const Call *call)
     for (int i = 0; i < op->fields; i++) {
         const Buffer *b = &call->buffer[i];
         const bool    ignored = op->norm == DROPOUT && op->direction == BACKWARD && op->field[i].role == MASK;
-        if (op->field[i].needed && b->at == NULL && !empty)
+        const bool needed = op->field[i].needed || (op->field[i].role == SUM && op->field[i].output && needs_sum(call));
+        if (needed && b->at == NULL && !empty)
             v = BAD;
         if (b->at != NULL && b->element > 0 && (uintptr_t)b->at % b->element != 0 && !ignored)
             v = worse(v, span_of(b) > 0 ? BAD : UNCLEAR);

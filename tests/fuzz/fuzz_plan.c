@@ -19,12 +19,19 @@ static const int64_t odd_sizes[] = {
 };
 static const double plain_eps[] = { 1e-5, 0, 1e-12, 1, 1e-3, 1e-300, 1e300 };
 static const double plain_extra[] = { 0.5, 0, 1, 0.1, 0.25, 0x1p-33, 0x1.fffffep-1 }; /* exact in float, but for 0.1 */
+static const double plain_drops[] = { 0, 0.5, 0.1, 1, 0x1p-33 };
 static const double odd_numbers[] = { -1e-9, -1, 1.0000001, 1e-300, 1e300, 5e-324 };
 
 static double odd_number(unsigned byte)
 {
     return byte % 4 == 0 ? (double)__builtin_nanf("") : byte % 4 == 1 ? (byte & 4 ? -1 : 1) * __builtin_inf()
                                                                       : PICK(odd_numbers, byte / 4);
+}
+
+static int64_t plan_stride(Bytes *bytes, int64_t cols)
+{
+    const unsigned extra = next(bytes);
+    return extra % 4 == 0 ? 0 : extra % 4 == 1 ? cols + extra / 4 : (extra % 4) * cols;
 }
 
 static void plan_shape(Bytes *bytes, Plan *plan)
@@ -38,10 +45,8 @@ static void plan_shape(Bytes *bytes, Plan *plan)
     while (w->c % w->groups != 0)
         w->groups--;
     int64_t *const strides[] = { &w->x_stride, &w->y_stride, &w->dx_stride, &w->dy_stride };
-    for (int i = 0; i < 4; i++) {
-        const unsigned extra = next(bytes);
-        *strides[i] = extra % 4 == 0 ? 0 : extra % 4 == 1 ? w->c + extra / 4 : (extra % 4) * w->c;
-    }
+    for (int i = 0; i < 4; i++)
+        *strides[i] = plan_stride(bytes, w->c);
 }
 
 static void plan_all(Bytes *bytes, Plan *plan)
@@ -81,6 +86,12 @@ static void plan_all(Bytes *bytes, Plan *plan)
     plan->pieces = next(bytes);
     plan->variant = next(bytes);
     plan->other_variant = next(bytes);
+    if (plan->op->sums) {
+        w->drop = PICK(plain_drops, next(bytes));
+        w->residual_stride = plan_stride(bytes, w->c);
+        w->sum_stride = plan_stride(bytes, w->c);
+        w->flags |= next(bytes) % 2 && w->x_dtype != WF_F64 ? WF_SUM_F32 : 0;
+    }
 }
 
 bool is_wrong(const Plan *plan, Wrong what, unsigned *how)
@@ -113,13 +124,16 @@ static void spoil_what(const Plan *plan, What *w)
         *sizes[how % 4] = PICK(odd_sizes, how / 4);
     }
     if (is_wrong(plan, STRIDE, &how)) {
-        int64_t *const strides[] = { &w->x_stride, &w->y_stride, &w->dx_stride, &w->dy_stride };
-        *strides[how % 4] = how / 4 == 0 ? w->c - 1 : PICK(odd_sizes, how / 4);
+        int64_t *const strides[] = {
+            &w->x_stride, &w->y_stride, &w->dx_stride, &w->dy_stride, &w->residual_stride, &w->sum_stride,
+        };
+        const unsigned count = plan->op->sums ? 6 : 4;
+        *strides[how % count] = how / count == 0 ? w->c - 1 : PICK(odd_sizes, how / count);
     }
     if (is_wrong(plan, EPS, &how))
         w->eps = odd_number(how);
     if (is_wrong(plan, EXTRA, &how))
-        w->extra = odd_number(how);
+        *(plan->op->sums && how / 8 % 2 ? &w->drop : &w->extra) = odd_number(how);
 }
 
 Plan plan_call(const uint8_t *data, size_t size)

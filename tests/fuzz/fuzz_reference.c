@@ -4,6 +4,7 @@
 
 #include "compare.h"
 #include "oracle_dropout.h"
+#include "oracle_sum.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -91,6 +92,14 @@ static Case case_of(const Call *call, Data data, uint64_t seed)
     c.null = (present(call, "gamma") ? 0 : NULL_GAMMA) | (present(call, "beta") ? 0 : NULL_BETA);
     c.running = present(call, "running_mean_in") ? RUNNING_SEPARATE : RUNNING_NONE;
     c.offset = call->offset;
+    if (call->op->sums) {
+        static const char *const parts[] = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual" };
+        for (int i = call->op->direction == BACKWARD ? 2 : 0; i < 6; i++) /* in the order of ADD_RESIDUAL ... */
+            c.add |= present(call, parts[i]) ? 1u << i : 0;
+        c.residual_stride = w->residual_stride;
+        c.sum_stride = w->sum_stride;
+        c.drop = w->drop;
+    }
     c.data = data;
     c.seed = seed;
     return c;
@@ -131,9 +140,56 @@ static bool store_statistics(const Reference *r)
     return apart;
 }
 
-static void load_inputs(const Call *call, Problem *p)
+static uint64_t bits_at(const Buffer *b, const uint8_t *at, int64_t i)
 {
-    load(present(call, "x"), p->x);
+    uint64_t bits = 0; /* little-endian, as every machine this runs on */
+    memcpy(&bits, at + i * (int64_t)b->element, b->element);
+    return bits;
+}
+
+/* The pointers as they were before the call; NULL: not given. */
+static uint64_t seed_of(const Call *call, const Buffer *seed_ptr)
+{
+    return seed_ptr != NULL ? bits_at(seed_ptr, seed_ptr->at, 0) : call->seed;
+}
+
+static uint64_t offset_of(const Call *call, const Buffer *offset_ptr)
+{
+    return call->offset + (offset_ptr != NULL ? bits_at(offset_ptr, offset_ptr->at, 0) : 0);
+}
+
+static void store_addition(const Call *call, const Problem *p)
+{
+    store(present(call, "residual"), p->residual);
+    store(present(call, "row_scale"), p->row_scale);
+    store(present(call, "col_scale"), p->col_scale);
+    store(present(call, "dsum"), p->dsum);
+}
+
+static void load_addition(const Call *call, Problem *p, Case *c)
+{
+    c->seed = seed_of(call, present(call, "seed_ptr"));
+    c->offset = offset_of(call, present(call, "offset_ptr"));
+    load(present(call, "residual"), p->residual);
+    load(present(call, "row_scale"), p->row_scale);
+    load(present(call, "col_scale"), p->col_scale);
+    load(present(call, "dsum"), p->dsum);
+    load(present(call, "x"), p->branch);
+    addition_make(p);
+}
+
+/* What is normalized, where the caller gives it. */
+static const Buffer *normalized(const Call *call)
+{
+    return present(call, call->op->sums && call->op->direction == BACKWARD ? "sum" : "x");
+}
+
+static void load_inputs(const Call *call, Problem *p, Case *c)
+{
+    if (p->branch != NULL)
+        load_addition(call, p, c);
+    if (p->branch == NULL || call->op->direction == BACKWARD)
+        load(normalized(call), p->x);
     load(present(call, "dy"), p->dy);
     load(present(call, "gamma"), p->gamma);
     load(present(call, "beta"), p->beta);
@@ -182,7 +238,9 @@ Reference *reference_new(const Call *call, Data data, uint64_t seed)
         free(r);
         return NULL;
     }
-    store(present(call, "x"), p->x);
+    store(normalized(call), p->branch != NULL && call->op->direction != BACKWARD ? p->branch : p->x);
+    if (p->branch != NULL)
+        store_addition(call, p);
     store(present(call, "dy"), p->dy);
     store(present(call, "gamma"), p->gamma);
     store(present(call, "beta"), p->beta);
@@ -191,14 +249,14 @@ Reference *reference_new(const Call *call, Data data, uint64_t seed)
     if (call->op->direction == BACKWARD) {
         store(present(call, "dgamma"), p->old_dgamma);
         store(present(call, "dbeta"), p->old_dbeta);
-        load_inputs(call, p);
+        load_inputs(call, p, &r->c);
         const double wanted = fingerprint(p);
         const bool apart = store_statistics(r);
-        load_inputs(call, p);
+        load_inputs(call, p, &r->c);
         const double got = fingerprint(p);
         r->settled = apart && memcmp(&wanted, &got, sizeof got) == 0;
     } else {
-        load_inputs(call, p);
+        load_inputs(call, p, &r->c);
     }
     return r;
 }
@@ -269,19 +327,14 @@ static const char *check_norm(const Reference *r)
         [OUT_DX] = present(call, "dx"),
         [OUT_DGAMMA] = present(call, "dgamma"),
         [OUT_DBETA] = present(call, "dbeta"),
+        [OUT_SUM] = backward ? NULL : present(call, "sum"),
+        [OUT_DRESIDUAL] = present(call, "dresidual"),
     };
     const char *wrong = NULL;
     for (int i = 0; i < OUTPUT_COUNT && wrong == NULL; i++)
         wrong = check_output(r, (Output)i, got[i], &out[i]);
     oracle_free(out);
     return wrong;
-}
-
-static uint64_t bits_at(const Buffer *b, const uint8_t *at, int64_t i)
-{
-    uint64_t bits = 0; /* little-endian, as every machine this runs on */
-    memcpy(&bits, at + i * (int64_t)b->element, b->element);
-    return bits;
 }
 
 static const char *check_dropout(const Reference *r, const Buffer before[MAX_FIELDS])
@@ -293,8 +346,8 @@ static const char *check_dropout(const Reference *r, const Buffer before[MAX_FIE
     const Buffer     *x = &before[find(call->op, "x")], *y = present(call, "y"), *mask = present(call, "mask");
     const Buffer     *seed_ptr = &before[find(call->op, "seed_ptr")];
     const Buffer     *offset_ptr = &before[find(call->op, "offset_ptr")];
-    const uint64_t    seed = seed_ptr->at != NULL ? bits_at(seed_ptr, seed_ptr->at, 0) : call->seed;
-    const uint64_t    offset = call->offset + (offset_ptr->at != NULL ? bits_at(offset_ptr, offset_ptr->at, 0) : 0);
+    const uint64_t    seed = seed_of(call, seed_ptr->at != NULL ? seed_ptr : NULL);
+    const uint64_t    offset = offset_of(call, offset_ptr->at != NULL ? offset_ptr : NULL);
     const wf_dropout  what = { .size = sizeof what, .x_dtype = (wf_dtype)w->x_dtype, .kind = (wf_dropout_kind)w->kind,
                                .layout = (wf_layout)w->layout, .flags = w->flags, .n = w->n, .c = w->c, .hw = w->hw,
                                .p = w->extra };
