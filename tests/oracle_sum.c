@@ -70,6 +70,8 @@ void addition_backward(const Problem *p, Expected out[OUTPUT_COUNT])
         dx->value[i] = sum * factor;
         dx->bar[i] = (dresidual->bar[i] + ulp_at(dtype, (double)sum) / 2) * fabs((double)factor) +
                      3 * (u * fabs((double)dx->value[i]) + tiny);
+        if (!finiteq(round_to(dtype, fabsq(sum) + dresidual->bar[i]))) /* Inf as stored, or on the verge of it */
+            dx->bar[i] = INFINITY;
         if (factor == 0)
             dx->value[i] = 0, dx->bar[i] = 0;
     }
