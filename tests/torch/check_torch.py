@@ -55,7 +55,8 @@ class Table:
             print("FAILED:", failure)
         cases = sum(row[0] for row in self.rows.values())
         if self.refused:
-            print(f"{self.refused} calls (empty tensors, eps = 0) that PyTorch {torch.__version__} refuses were run without comparison")
+            print(f"{self.refused} calls that PyTorch {torch.__version__} refuses (empty tensors, eps = 0) were run without "
+                  "comparison")
         print(f"{cases - len(self.failures)} passed, {len(self.failures)} failed")
 
 
