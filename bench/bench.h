@@ -33,7 +33,8 @@ const char *suite_with_error(const char *with); /* a word that no operation has 
 /* ---- plan.c ---- */
 typedef enum Tensor { /* the order of the library's struct Buffers (run.h) does not matter here */
     T_X, T_DY, T_GAMMA, T_BETA, T_RUNNING_MEAN_IN, T_RUNNING_VAR_IN, T_Y, T_MEAN, T_RSTD, T_MEAN_LO, T_RUNNING_MEAN_OUT,
-    T_RUNNING_VAR_OUT, T_DX, T_DGAMMA, T_DBETA, T_MASK, T_COUNT
+    T_RUNNING_VAR_OUT, T_DX, T_DGAMMA, T_DBETA, T_MASK,
+    T_RESIDUAL, T_SUM, T_ROW_SCALE, T_COL_SCALE, T_DSUM, T_DRESIDUAL, T_COUNT
 } Tensor;
 typedef struct Extent {
     bool     given, input;
@@ -51,6 +52,7 @@ typedef struct Plan {
     size_t  slab_size, workspace_at, workspace_size;
     int64_t samples, runs, length, channels, groups, slots, per_slot, count;
     bool    channel_is_run, by_channel, frozen;
+    char   *sum; /* [count], of a norm of a sum that the call makes: as it must be */
     Real   *mean, *var, *rstd; /* [slots], exact */
 } Plan;
 
@@ -70,16 +72,22 @@ const char *reference_check(const Plan *, const char *before, const char *after)
 /* The same for somebody else's result: y, dx and the parameters' gradients alone, within a thousand bars. */
 const char *reference_check_peer(const Plan *, const char *before, const char *after);
 
+/* ---- reference_sum.c ---- */
+/* A row of the sum of which a norm is, from what it is made of, rounded step by step as welford.h says; without gaps. */
+void        addition_row(const Plan *, const char *slab, int64_t row, char *sum);
+/* What the gradient of the sum is multiplied by to be that of x; 0 where it was dropped. */
+double      addition_factor(const Plan *, const char *slab, int64_t row, int64_t col);
+
 /* ---- self_test.c ---- */
 const char *reference_self_test(void); /* the reference against the tests' oracle; NULL or what is off */
 
 /* ---- traffic.c ---- */
 typedef struct Traffic {
-    double bytes; /* the floor: each activation once */
-    double bytes_two_reads; /* where the statistics' slab does not fit on chip; 0: the same */
-    char   formula[96];
+    double read, written, bytes; /* the floor: each activation once; bytes: both */
+    double again; /* read once more where what shares statistics does not fit on chip */
+    char   formula[128];
 } Traffic;
-Traffic traffic_of(const Case *);
+Traffic traffic_of(const Plan *);
 
 /* ---- timing.c ---- */
 typedef struct Timing { /* seconds per call */

@@ -24,6 +24,31 @@ static void share(Plan *p, Tensor out, Tensor in) /* an output in place: what it
     p->t[out] = p->t[in];
 }
 
+/* What a norm of a sum has besides; backward, the sum in place of x. */
+static void give_addition(Plan *p)
+{
+    const Case *c = p->c;
+    const bool backward = op_is_backward(c->op), in_place = c->inplace & 2;
+    const wf_dtype dtype = case_sum_dtype(c);
+    const uint32_t add = c->add;
+    if (add & ADD_ROW_SCALE)
+        give(p, T_ROW_SCALE, true, stat_dtype(c->x), 1, p->samples, 0);
+    if (add & ADD_COL_SCALE)
+        give(p, T_COL_SCALE, true, c->w, 1, p->channels, 0);
+    if (!backward && add & ADD_RESIDUAL)
+        give(p, T_RESIDUAL, true, dtype, c->rows, c->cols, c->residual_stride);
+    if (!backward && add & ADD_SUM && add & ADD_RESIDUAL && in_place)
+        share(p, T_SUM, T_RESIDUAL);
+    else if (backward || add & ADD_SUM)
+        give(p, T_SUM, backward, dtype, c->rows, c->cols, c->sum_stride);
+    if (backward && add & ADD_DSUM)
+        give(p, T_DSUM, true, dtype, c->rows, c->cols, c->sum_stride);
+    if (backward && add & ADD_DRESIDUAL && add & ADD_DSUM && in_place)
+        share(p, T_DRESIDUAL, T_DSUM);
+    else if (backward && add & ADD_DRESIDUAL)
+        give(p, T_DRESIDUAL, false, dtype, c->rows, c->cols, c->residual_stride);
+}
+
 /* Which elements share statistics and parameters. */
 static const char *arrange(Plan *p)
 {
@@ -67,17 +92,19 @@ const char *plan_make(Plan *p, const Case *c)
     const int64_t rows = by_rows ? c->rows : 1, cols = by_rows ? c->cols : p->count;
     const int64_t x_stride = by_rows ? c->x_stride : 0, y_stride = by_rows ? c->y_stride : 0;
     const wf_dtype stat = stat_dtype(c->x);
-    if (norms || !backward)
+    if (case_adds(c))
+        give_addition(p);
+    if (!backward || (norms && !case_adds(c)))
         give(p, T_X, true, c->x, rows, cols, x_stride);
     if (norms && !(c->null & NULL_GAMMA))
         give(p, T_GAMMA, true, c->w, 1, p->channels, 0);
     if (backward) {
         give(p, T_DY, true, c->x, rows, cols, by_rows && c->dy_stride ? c->dy_stride : y_stride);
-        if (c->inplace)
+        if (c->inplace & 1)
             share(p, T_DX, T_DY);
         else if (!(c->null & NULL_DX))
             give(p, T_DX, false, c->x, rows, cols, by_rows && c->dx_stride ? c->dx_stride : x_stride);
-    } else if (c->inplace) {
+    } else if (c->inplace & 1) {
         share(p, T_Y, T_X);
     } else {
         give(p, T_Y, false, c->x, rows, cols, y_stride);
@@ -130,7 +157,7 @@ const char *plan_make(Plan *p, const Case *c)
 bool plan_is_plain(const Plan *p)
 {
     const Case *c = p->c;
-    return !c->flags && !c->x_stride && !c->y_stride && !c->dx_stride && !c->dy_stride && !c->inplace;
+    return !c->flags && !case_adds(c) && !c->x_stride && !c->y_stride && !c->dx_stride && !c->dy_stride && !c->inplace;
 }
 
 int64_t plan_height(const Plan *p)
@@ -144,6 +171,7 @@ int64_t plan_height(const Plan *p)
 
 void plan_free(Plan *p)
 {
+    free(p->sum);
     free(p->mean);
     free(p->var);
     free(p->rstd);
@@ -175,7 +203,9 @@ wf_status plan_call(const Plan *p, char *slab, struct CUstream_st *stream)
                         .running_mean_in = at[T_RUNNING_MEAN_IN], .running_var_in = at[T_RUNNING_VAR_IN], .y = at[T_Y],
                         .mean = at[T_MEAN], .rstd = at[T_RSTD], .mean_lo = at[T_MEAN_LO],
                         .running_mean_out = at[T_RUNNING_MEAN_OUT], .running_var_out = at[T_RUNNING_VAR_OUT],
-                        .dx = at[T_DX], .dgamma = at[T_DGAMMA], .dbeta = at[T_DBETA] };
+                        .dx = at[T_DX], .dgamma = at[T_DGAMMA], .dbeta = at[T_DBETA], .residual = at[T_RESIDUAL],
+                        .row_scale = at[T_ROW_SCALE], .col_scale = at[T_COL_SCALE], .dsum = at[T_DSUM], .sum = at[T_SUM],
+                        .dresidual = at[T_DRESIDUAL] };
     return run_call(c, &b, &where);
 }
 
@@ -201,13 +231,17 @@ static const char *block_of(wf_dtype dtype)
     return block[dtype];
 }
 
-static void fill_activations(const Extent *t, char *at, int64_t from)
+static void fill_activations(const Plan *p, char *slab, Tensor which, int64_t from)
 {
+    const Extent *t = &p->t[which];
+    if (!t->given)
+        return;
+    char *at = slab + t->at;
     const char *block = block_of(t->dtype);
     const size_t e = dtype_size(t->dtype);
     const int64_t count = (int64_t)(t->size / e);
     for (int64_t i = 0; i < count;) {
-        const int64_t start = (from + i) % BLOCK, rest = BLOCK - start, n = rest < count - i ? rest : count - i;
+        const int64_t start = ((int64_t)(p->c->seed % BLOCK) + from + i) % BLOCK, rest = BLOCK - start, n = rest < count - i ? rest : count - i;
         memcpy(at + (size_t)i * e, block + (size_t)start * e, (size_t)n * e);
         i += n;
     }
@@ -226,10 +260,14 @@ static void fill_vector(const Plan *p, char *slab, Tensor which, double mean, do
 void plan_fill(Plan *p, char *slab)
 {
     memset(slab, 0xff, p->slab_size);
-    if (p->t[T_X].given)
-        fill_activations(&p->t[T_X], slab + p->t[T_X].at, (int64_t)(p->c->seed % BLOCK));
-    if (p->t[T_DY].given)
-        fill_activations(&p->t[T_DY], slab + p->t[T_DY].at, (int64_t)(p->c->seed % BLOCK) + BLOCK / 2);
+    fill_activations(p, slab, T_X, 0);
+    fill_activations(p, slab, T_DY, BLOCK / 2);
+    fill_activations(p, slab, T_RESIDUAL, BLOCK / 3);
+    if (op_is_backward(p->c->op))
+        fill_activations(p, slab, T_SUM, 0);
+    fill_activations(p, slab, T_DSUM, BLOCK / 3);
+    fill_vector(p, slab, T_ROW_SCALE, 1, 0.5);
+    fill_vector(p, slab, T_COL_SCALE, 0.5, 0.5);
     fill_vector(p, slab, T_GAMMA, 1, 0.5);
     fill_vector(p, slab, T_BETA, 0, 1);
     fill_vector(p, slab, T_RUNNING_MEAN_IN, 0.5, 1);

@@ -70,6 +70,9 @@ typedef struct Job {
     const Plan *p;
     const char *before, *after;
     bool        peer, sums; /* sums: over channels there are any */
+    const char *x; /* what is normalized: x, or a sum */
+    wf_dtype    x_dtype;
+    int64_t     x_stride; /* 0: without gaps */
     int         parts;
     Part       *part;
     void      (*sample)(struct Job *, Part *, int64_t sample);
@@ -106,6 +109,10 @@ static Job job_new(const Plan *p, const char *before, const char *after, bool pe
 {
     Job job = { .p = p, .before = before, .after = after, .peer = peer,
                 .sums = p->by_channel || op_is_backward(p->c->op), .mean = p->mean, .var = p->var, .rstd = p->rstd };
+    const Extent *x = &p->t[p->t[T_X].given ? T_X : T_SUM];
+    job.x = p->sum ? p->sum : before + x->at;
+    job.x_dtype = p->sum ? case_sum_dtype(p->c) : x->dtype;
+    job.x_stride = p->sum || x->rows == 1 ? 0 : x->stride;
     make_tables();
     const int64_t fit = MOST_SUMS / p->channels + 1, most = fit < MOST_PARTS ? fit : MOST_PARTS;
     job.parts = (int)(p->samples < most ? p->samples : most);
@@ -158,13 +165,17 @@ static inline int64_t place(const Plan *p, Tensor t, int64_t s, int64_t i, int64
     return p->t[t].rows > 1 ? s * p->t[t].stride + j : i;
 }
 
+static inline double load_x(const Job *job, const float *table, int64_t s, int64_t i, int64_t j)
+{
+    return load(job->x_dtype, table, job->x, job->x_stride ? s * job->x_stride + j : i);
+}
+
 static void add_x(Job *job, Part *part, int64_t s)
 {
     const Plan *p = job->p;
-    const float *table = table_of(p->c->x);
-    const char *x = plan_tensor(p, job->before, T_X);
+    const float *table = table_of(job->x_dtype);
     EACH_ELEMENT(p, s) {
-        const double v = load(p->c->x, table, x, place(p, T_X, s, i, j));
+        const double v = load_x(job, table, s, i, j);
         *(p->by_channel ? &part->sum[0][channel] : &job->mean[slot]) += v;
     }
 }
@@ -172,10 +183,9 @@ static void add_x(Job *job, Part *part, int64_t s)
 static void add_squares(Job *job, Part *part, int64_t s)
 {
     const Plan *p = job->p;
-    const float *table = table_of(p->c->x);
-    const char *x = plan_tensor(p, job->before, T_X);
+    const float *table = table_of(job->x_dtype);
     EACH_ELEMENT(p, s) {
-        const Real d = load(p->c->x, table, x, place(p, T_X, s, i, j)) - job->mean[slot];
+        const Real d = load_x(job, table, s, i, j) - job->mean[slot];
         *(p->by_channel ? &part->sum[0][channel] : &job->var[slot]) += d * d;
     }
 }
@@ -186,13 +196,24 @@ static void average(Job *job, Real *of)
         of[i] = (job->p->by_channel ? job->part[0].sum[0][i] : of[i]) / (Real)job->p->per_slot;
 }
 
+static void make_sum(Job *job, Part *part, int64_t s)
+{
+    const Plan *p = job->p;
+    (void)part;
+    addition_row(p, job->before, s, p->sum + (size_t)(s * p->length) * dtype_size(job->x_dtype));
+}
+
 void reference_statistics(Plan *p, const char *slab)
 {
     const size_t size = (size_t)p->slots * sizeof(Real);
     p->mean = memset(malloc(size), 0, size);
     p->var = memset(malloc(size), 0, size);
     p->rstd = memset(malloc(size), 0, size);
+    if (case_adds(p->c) && !op_is_backward(p->c->op))
+        p->sum = malloc((size_t)p->count * dtype_size(case_sum_dtype(p->c)));
     Job job = job_new(p, slab, slab, false);
+    if (p->sum)
+        each_sample(&job, make_sum);
     if (p->frozen) {
         const Extent *t = &p->t[T_RUNNING_MEAN_IN];
         for (int64_t i = 0; i < p->slots; i++) {
@@ -231,18 +252,31 @@ static void judge_y(Job *job, Part *part, int64_t s)
     const Plan *p = job->p;
     const Case *c = p->c;
     const bool centered = op_norm(c->op) != RMSNORM;
-    const float *table = table_of(c->x), *w_table = table_of(c->w);
-    const char *x = plan_tensor(p, job->before, T_X), *y = plan_tensor(p, job->after, T_Y);
+    const float *x_table = table_of(job->x_dtype), *table = table_of(c->x), *w_table = table_of(c->w);
+    const char *y = plan_tensor(p, job->after, T_Y);
     const char *gamma = plan_tensor(p, job->before, T_GAMMA), *beta = plan_tensor(p, job->before, T_BETA);
     const double u = c->x == WF_F64 ? 0x1p-53 : 0x1p-24;
     EACH_ELEMENT(p, s) {
-        const Real xhat = (load(c->x, table, x, place(p, T_X, s, i, j)) - job->mean[slot]) * job->rstd[slot];
+        const Real xhat = (load_x(job, x_table, s, i, j) - job->mean[slot]) * job->rstd[slot];
         const double g = gamma ? c->weight_offset + load(c->w, w_table, gamma, channel) : 1;
         const double b = beta ? load(c->w, w_table, beta, channel) : 0;
         const Real want = xhat * g + b;
         const double size = fabs((double)xhat);
         const double bar = centered ? 8 * u * (fabs(g) * (size > 1 ? size : 1) + fabs(b)) : 6 * u * fabs((double)want);
         judge(part, "y", i, load(c->x, table, y, place(p, T_Y, s, i, j)), want, bar + half_ulp(c->x, (double)want));
+    }
+}
+
+/* A sum that is asked for has one right value, to the bit; a peer may round more often. */
+static void judge_sum(Job *job, Part *part, int64_t s)
+{
+    const Plan *p = job->p;
+    const float *table = table_of(job->x_dtype);
+    const char *sum = plan_tensor(p, job->after, T_SUM);
+    EACH_ELEMENT(p, s) {
+        const double want = load_x(job, table, s, i, j);
+        (void)slot;
+        judge(part, "sum", i, load(job->x_dtype, table, sum, place(p, T_SUM, s, i, j)), want, half_ulp(job->x_dtype, want));
     }
 }
 
@@ -270,7 +304,7 @@ static inline Back back_of(const Job *job, const float *table, const float *w_ta
     b.dy = load(c->x, table, plan_tensor(p, job->before, T_DY), place(p, T_DY, s, i, j));
     b.g = b.dy * (gamma ? c->weight_offset + load(c->w, w_table, gamma, channel) : 1);
     const Real mean = given_mean(job, slot, &b.widened);
-    b.xhat = (load(c->x, table, plan_tensor(p, job->before, T_X), place(p, T_X, s, i, j)) - mean) * job->rstd[slot];
+    b.xhat = (load_x(job, table_of(job->x_dtype), s, i, j) - mean) * job->rstd[slot];
     return b;
 }
 
@@ -296,6 +330,26 @@ static void add_backward(Job *job, Part *part, int64_t s)
     }
 }
 
+/* want and bar are those of the norm's gradient: judges dresidual and makes them those of x's. */
+static void judge_dresidual(const Job *job, Part *part, int64_t s, int64_t i, int64_t j, Real *want, double *bar)
+{
+    const Plan *p = job->p;
+    const wf_dtype dtype = case_sum_dtype(p->c);
+    const float *table = table_of(dtype);
+    const char *dsum = plan_tensor(p, job->before, T_DSUM), *dresidual = plan_tensor(p, job->after, T_DRESIDUAL);
+    const double u = p->c->x == WF_F64 ? 0x1p-53 : 0x1p-24;
+    if (dsum) {
+        *want += load(dtype, table, dsum, place(p, T_DSUM, s, i, j));
+        *bar += u * fabs((double)*want);
+    }
+    const double rounding = half_ulp(dtype, (double)*want);
+    if (dresidual)
+        judge(part, "dresidual", i, load(dtype, table, dresidual, place(p, T_DRESIDUAL, s, i, j)), *want, *bar + rounding);
+    const double factor = addition_factor(p, job->before, s, j);
+    *want *= factor;
+    *bar = (*bar + rounding) * fabs(factor) + 3 * u * fabs((double)*want);
+}
+
 static void judge_dx(Job *job, Part *part, int64_t s)
 {
     const Plan *p = job->p;
@@ -313,8 +367,11 @@ static void judge_dx(Job *job, Part *part, int64_t s)
             scale += (centered ? job->abs_g[slot] : 0) + (fabs((double)b.xhat) + b.widened) * job->abs_gx[slot];
         }
         want *= job->rstd[slot];
-        const double bar = 16 * u * (double)job->rstd[slot] * scale + half_ulp(c->x, (double)want);
-        judge(part, "dx", i, load(c->x, table, dx, place(p, T_DX, s, i, j)), want, bar);
+        double bar = 16 * u * (double)job->rstd[slot] * scale;
+        if (case_adds(c))
+            judge_dresidual(job, part, s, i, j, &want, &bar);
+        if (dx)
+            judge(part, "dx", i, load(c->x, table, dx, place(p, T_DX, s, i, j)), want, bar + half_ulp(c->x, (double)want));
     }
 }
 
@@ -356,7 +413,7 @@ static void judge_backward(Job *job)
         judge_parameters(job, T_DGAMMA, "dgamma", 0);
         judge_parameters(job, T_DBETA, "dbeta", 1);
     }
-    if (p->t[T_DX].given)
+    if (p->t[T_DX].given || p->t[T_DRESIDUAL].given)
         each_sample(job, judge_dx);
     free(job->mean_g), free(job->mean_gx), free(job->abs_g), free(job->abs_gx);
 }
@@ -442,6 +499,8 @@ static const char *check(const Plan *p, const char *before, const char *after, b
         judge_backward(&job);
     } else {
         each_sample(&job, judge_y);
+        if (p->t[T_SUM].given)
+            each_sample(&job, judge_sum);
         if (!peer)
             judge_statistics(&job);
         if (!peer && p->t[T_RUNNING_MEAN_OUT].given)

@@ -88,8 +88,8 @@ void report_row(const Run *run, const Result *r)
     }
     if (run->options->explain)
         printf("    %s = %.0f bytes; %d samples of %d calls\n", r->traffic.formula, r->traffic.bytes, t->samples, t->calls);
-    if (run->options->explain && r->traffic.bytes_two_reads > 0)
-        printf("    counting what is read twice: %.1f GB/s\n", r->traffic.bytes_two_reads / t->median * 1e-9);
+    if (run->options->explain && r->traffic.again > 0)
+        printf("    counting what is read twice: %.1f GB/s\n", (r->traffic.bytes + r->traffic.again) / t->median * 1e-9);
     fflush(stdout);
 }
 

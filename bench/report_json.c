@@ -31,7 +31,7 @@ bool report_json(const Run *run, const char *path)
             fprintf(file, "\"");
         } else {
             fprintf(file, ", \"check\": \"%s\", \"bytes\": %.0f, \"bytes_two_reads\": %.0f, \"percent_copy\": %.4g, "
-                    "\"percent_peak\": %.4g, \"times\": [", r->check, r->traffic.bytes, r->traffic.bytes_two_reads,
+                    "\"percent_peak\": %.4g, \"times\": [", r->check, r->traffic.bytes, r->traffic.bytes + r->traffic.again,
                     100 * result_rate(r, 0) / r->roof, 100 * result_rate(r, 0) / r->peak);
             for (int k = 0; k < r->contestants; k++) {
                 fprintf(file, "%s", k ? ", " : "");

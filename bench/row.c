@@ -188,7 +188,7 @@ void row_run(Result *r, const Run *run, const Peer *const peers[])
         time_row(&b, o, peers);
     else
         fail(r, FAILED, "not enough memory");
-    r->traffic = traffic_of(&r->row->c);
+    r->traffic = traffic_of(&p);
     r->roof = roofline_at(&run->roof, r->traffic.bytes);
     r->peak = roofline_peak(&run->roof);
     plan_free(&p);

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "bench.h"
-#include "oracle.h"
+#include "oracle_sum.h"
 
 static const char *const lines[] = {
     "layernorm_forward x=f32 rows=17 cols=100",
@@ -13,6 +13,11 @@ static const char *const lines[] = {
     "layernorm_backward x=f16 rows=9 cols=65 null=mean_lo,gamma dx_stride=70 flags=accumulate",
     "rmsnorm_forward x=f16 rows=17 cols=100 weight_offset=1",
     "rmsnorm_backward x=f32 rows=70 cols=37",
+    "layernorm_forward x=f32 rows=17 cols=100 add=residual,sum drop=0.1",
+    "layernorm_forward x=bf16 w=f32 rows=9 cols=65 x_stride=70 add=residual,sum,row_scale,col_scale drop=0.5 flags=sum_f32",
+    "layernorm_backward x=f32 rows=17 cols=100 add=dsum,dresidual drop=0.1",
+    "rmsnorm_forward x=f16 rows=9 cols=65 add=residual",
+    "rmsnorm_backward x=bf16 w=f32 rows=9 cols=65 add=dresidual,row_scale,col_scale drop=0.5 sum_stride=80",
     "groupnorm_forward x=f32 n=3 c=12 hw=35 groups=4",
     "groupnorm_backward x=f32 layout=nhwc n=3 c=12 hw=35 groups=4",
     "batchnorm_train x=f32 n=5 c=7 hw=30 running=1",
@@ -28,7 +33,7 @@ static const char *const lines[] = {
 static const Tensor tensor_of[OUTPUT_COUNT] = {
     [OUT_Y] = T_Y, [OUT_MEAN] = T_MEAN, [OUT_MEAN_PAIR] = T_MEAN_LO, [OUT_RSTD] = T_RSTD,
     [OUT_RUNNING_MEAN] = T_RUNNING_MEAN_OUT, [OUT_RUNNING_VAR] = T_RUNNING_VAR_OUT, [OUT_DX] = T_DX,
-    [OUT_DGAMMA] = T_DGAMMA, [OUT_DBETA] = T_DBETA,
+    [OUT_DGAMMA] = T_DGAMMA, [OUT_DBETA] = T_DBETA, [OUT_SUM] = T_SUM, [OUT_DRESIDUAL] = T_DRESIDUAL,
 };
 
 /* Element i, counted without strides, of a tensor in a slab. */
@@ -57,15 +62,21 @@ static void put(const Plan *p, const char *slab, Tensor which, int64_t i, Quad v
 static void copy_inputs(const Plan *p, const char *slab, Problem *problem)
 {
     const struct { Tensor which; Quad *to; int64_t count; } inputs[] = {
-        { T_X, problem->x, problem->count }, { T_DY, problem->dy, problem->count },
+        { T_X, problem->branch ? problem->branch : problem->x, problem->count }, { T_DY, problem->dy, problem->count },
         { T_GAMMA, problem->gamma, problem->params }, { T_BETA, problem->beta, problem->params },
         { T_RUNNING_MEAN_IN, problem->running_mean, problem->params },
         { T_RUNNING_VAR_IN, problem->running_var, problem->params },
         { T_DGAMMA, problem->old_dgamma, problem->params }, { T_DBETA, problem->old_dbeta, problem->params },
+        { T_RESIDUAL, problem->residual, problem->count }, { T_DSUM, problem->dsum, problem->count },
+        { T_ROW_SCALE, problem->row_scale, problem->slots }, { T_COL_SCALE, problem->col_scale, problem->params },
     };
     for (size_t k = 0; k < sizeof inputs / sizeof *inputs; k++)
         for (int64_t i = 0; p->t[inputs[k].which].given && inputs[k].to && i < inputs[k].count; i++)
             inputs[k].to[i] = get(p, slab, inputs[k].which, i);
+    if (case_adds(p->c))
+        addition_make(problem);
+    for (int64_t i = 0; p->t[T_SUM].given && p->t[T_SUM].input && i < problem->count; i++)
+        problem->x[i] = get(p, slab, T_SUM, i);
 }
 
 static const char *disagree(const char *line, const char *what, const char *error)

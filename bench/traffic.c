@@ -4,36 +4,64 @@
 #include "bench.h"
 #include "data.h"
 
-Traffic traffic_of(const Case *c)
+typedef struct Role { Tensor which; const char *name; } Role;
+
+static const Role read_forward[] = { { T_X, "x" }, { T_RESIDUAL, "residual" }, { T_COUNT, NULL } };
+static const Role written_forward[] = { { T_SUM, "sum" }, { T_Y, "y" }, { T_COUNT, NULL } };
+static const Role read_backward[] = { { T_X, "x" }, { T_SUM, "sum" }, { T_DY, "dy" }, { T_DSUM, "dsum" }, { T_COUNT, NULL } };
+static const Role written_backward[] = { { T_DRESIDUAL, "dresidual" }, { T_DX, "dx" }, { T_COUNT, NULL } };
+
+/* Bytes of these tensors, whose names and number, by bytes of an element, are noted. */
+static double passes(const Plan *p, const Role *roles, const char *verb, int count[9], char *what, size_t size)
 {
-    const Norm norm = op_norm(c->op);
-    const bool rows = norm == LAYERNORM || norm == RMSNORM, backward = op_is_backward(c->op);
-    const double e = (double)dtype_size(c->x);
-    const double count = rows ? (double)c->rows * (double)c->cols : (double)c->n * (double)c->c * (double)c->hw;
-    const bool frozen = (norm == BATCHNORM || norm == INSTANCENORM) && backward && c->flags & WF_FROZEN;
-    Traffic t = { 0 };
-    int passes = 2, again = 0;
-    const char *what = "read x, write y";
-    if (norm == DROPOUT) {
-        what = backward ? "read dy, write dx" : "read x, write y";
-    } else if (backward && c->null & NULL_DX) {
-        what = "read x, dy";
-    } else if (backward && frozen && c->null & NULL_DGAMMA && c->null & NULL_DBETA) {
-        what = "read dy, write dx";
-    } else if (backward) {
-        passes = 3;
-        again = frozen ? 0 : 2;
-        what = "read x, dy; write dx";
-    } else {
-        again = op_is_infer(c->op) ? 0 : 1;
+    double bytes = 0;
+    for (; roles->name; roles++) {
+        const Extent *t = &p->t[roles->which];
+        if (!t->given)
+            continue;
+        const size_t at = strlen(what), e = dtype_size(t->dtype);
+        snprintf(what + at, size - at, "%s%s%s", bytes > 0 ? ", " : verb, bytes > 0 ? "" : " ", roles->name);
+        bytes += (double)p->count * (double)e;
+        count[e]++;
     }
-    t.bytes = passes * e * count;
-    double mask = 0;
-    if (norm == DROPOUT && !backward && !(c->null & NULL_MASK))
-        mask = (c->flags & WF_FEATURES ? (double)c->n * (double)c->c : count) / 8;
-    t.bytes += mask;
-    t.bytes_two_reads = again ? t.bytes + again * e * count : 0;
-    snprintf(t.formula, sizeof t.formula, "%s: %d x %g bytes x %.0f elements%s%s", what, passes, e, count,
-             mask > 0 ? " + mask" : "", again == 2 ? "; x, dy twice: 5 x" : again ? "; x twice: 3 x" : "");
+    return bytes;
+}
+
+/* What is normalized, once more; backward dy too. A sum that is not kept is made again. */
+static double read_again(const Plan *p)
+{
+    const bool backward = op_is_backward(p->c->op);
+    if (!p->slots || p->frozen || (backward && !p->t[T_DX].given && !p->t[T_DRESIDUAL].given))
+        return 0;
+    const Tensor x = p->t[T_SUM].given ? T_SUM : T_X;
+    size_t e = dtype_size(p->t[x].dtype);
+    e += backward ? dtype_size(p->t[T_DY].dtype) : 0;
+    e += x == T_X && p->t[T_RESIDUAL].given ? dtype_size(p->t[T_RESIDUAL].dtype) : 0;
+    return (double)p->count * (double)e;
+}
+
+Traffic traffic_of(const Plan *p)
+{
+    const bool backward = op_is_backward(p->c->op);
+    int count[9] = { 0 }; /* by bytes of an element */
+    Traffic t = { 0 };
+    const Role *reads = backward ? read_backward : read_forward;
+    /* Nothing but dx, with statistics that are constants: a product of dy alone. */
+    if (backward && p->frozen && !p->t[T_DGAMMA].given && !p->t[T_DBETA].given)
+        reads++;
+    t.read = passes(p, reads, "read", count, t.formula, sizeof t.formula);
+    t.written = passes(p, backward ? written_backward : written_forward, "; write", count, t.formula, sizeof t.formula);
+    t.again = read_again(p);
+    const char *joint = ": ";
+    for (int e = 1; e < 9; e++) {
+        const size_t at = strlen(t.formula);
+        if (count[e])
+            snprintf(t.formula + at, sizeof t.formula - at, "%s%d x %d", joint, count[e], e), joint = " + ";
+    }
+    const size_t at = strlen(t.formula);
+    snprintf(t.formula + at, sizeof t.formula - at, " bytes x %lld elements%s", (long long)p->count,
+             p->t[T_MASK].given ? " + mask" : "");
+    t.written += (double)p->t[T_MASK].size;
+    t.bytes = t.read + t.written;
     return t;
 }
