@@ -60,8 +60,11 @@ const char *plan_make(Plan *, const Case *); /* NULL, or why not; the case must 
 void        plan_fill(Plan *, char *slab); /* random inputs, a backward pass's statistics, NaN in outputs */
 void        plan_free(Plan *);
 wf_status   plan_call(const Plan *, char *slab, struct CUstream_st *); /* the library's call on a set in its memory */
+/* The same with the tensors anywhere: at[T_COUNT], NULL where not given. */
+wf_status   plan_call_at(const Case *, void *const at[], void *workspace, size_t workspace_size, struct CUstream_st *);
 wf_dropout  plan_dropout(const Case *);
-bool        plan_is_plain(const Plan *); /* no strides, no flags, not in place: what peers can do */
+bool        plan_is_plain(const Plan *); /* no strides, no flags, not in place, nothing fused: what peers can do */
+bool        plan_is_dense(const Plan *); /* the same, but for what is fused */
 int64_t     plan_height(const Plan *); /* of pictures of hw pixels, as nearly square as can be */
 void       *plan_tensor(const Plan *, const char *slab, Tensor); /* NULL: not given */
 

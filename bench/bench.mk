@@ -14,6 +14,9 @@ $(O)/bench/%.o: bench/%.c $(O)/flags
 	$(Q)$(CC) $(TEST_FLAGS) -DBENCH_COMMIT='"$(COMMIT)"' \
 	    $(if $(call on,CUDA),-DWF_TEST_CUDA -isystem $(CUDA_HOME)/include) $(DEPENDS) -c $< -o $@
 
+# As a caller would compile loops of his own.
+$(O)/bench/loops.o: TEST_FLAGS += -O3 $(OPENMP_FLAG) $(if $(OPENMP_FLAG),,-Wno-unknown-pragmas)
+
 $(O)/bench/%.o: bench/%.cu $(O)/flags
 	@mkdir -p $(@D); echo "  NVCC    $(@:$(O)/%=%)"
 	$(Q)$(NVCC) $(filter-out -Xptxas -v,$(NVCC_FLAGS)) -c $< -o $@

@@ -154,11 +154,14 @@ const char *plan_make(Plan *p, const Case *c)
     return NULL;
 }
 
-bool plan_is_plain(const Plan *p)
+bool plan_is_dense(const Plan *p)
 {
     const Case *c = p->c;
-    return !c->flags && !case_adds(c) && !c->x_stride && !c->y_stride && !c->dx_stride && !c->dy_stride && !c->inplace;
+    return !c->flags && !c->x_stride && !c->y_stride && !c->dx_stride && !c->dy_stride && !c->residual_stride &&
+           !c->sum_stride && !c->inplace;
 }
+
+bool plan_is_plain(const Plan *p) { return plan_is_dense(p) && !case_adds(p->c); }
 
 int64_t plan_height(const Plan *p)
 {
@@ -184,13 +187,17 @@ void *plan_tensor(const Plan *p, const char *slab, Tensor which)
 
 wf_status plan_call(const Plan *p, char *slab, struct CUstream_st *stream)
 {
-    const Case *c = p->c;
-    wf_exec where = { .size = sizeof where, .backend = c->backend, .stream = stream, .threads = c->threads,
-                      .workspace = slab + p->workspace_at, .workspace_size = p->workspace_size,
-                      .variant = c->variant[0] ? c->variant : NULL };
     void *at[T_COUNT];
     for (int i = 0; i < T_COUNT; i++)
         at[i] = plan_tensor(p, slab, (Tensor)i);
+    return plan_call_at(p->c, at, slab + p->workspace_at, p->workspace_size, stream);
+}
+
+wf_status plan_call_at(const Case *c, void *const at[], void *workspace, size_t workspace_size, struct CUstream_st *stream)
+{
+    wf_exec where = { .size = sizeof where, .backend = c->backend, .stream = stream, .threads = c->threads,
+                      .workspace = workspace, .workspace_size = workspace_size,
+                      .variant = c->variant[0] ? c->variant : NULL };
     if (op_norm(c->op) == DROPOUT) {
         const bool backward = op_is_backward(c->op);
         const wf_dropout what = plan_dropout(c);
@@ -241,7 +248,8 @@ static void fill_activations(const Plan *p, char *slab, Tensor which, int64_t fr
     const size_t e = dtype_size(t->dtype);
     const int64_t count = (int64_t)(t->size / e);
     for (int64_t i = 0; i < count;) {
-        const int64_t start = ((int64_t)(p->c->seed % BLOCK) + from + i) % BLOCK, rest = BLOCK - start, n = rest < count - i ? rest : count - i;
+        const int64_t start = ((int64_t)(p->c->seed % BLOCK) + from + i) % BLOCK, rest = BLOCK - start;
+        const int64_t n = rest < count - i ? rest : count - i;
         memcpy(at + (size_t)i * e, block + (size_t)start * e, (size_t)n * e);
         i += n;
     }

@@ -57,7 +57,8 @@ static double half_ulp(wf_dtype dtype, double v)
 
 /* ---- samples in parallel ---- */
 
-enum { PEER_SLACK = 1000, MOST_PARTS = 64, MOST_SUMS = 1 << 24 /* channels of all parts */ };
+enum { PEER_SLACK = 1000, PEER_ROUNDINGS = 32 /* of values about 1 */ };
+enum { MOST_PARTS = 64, MOST_SUMS = 1 << 24 /* channels of all parts */ };
 
 /* What a thread adds up for itself: two sums and two scales per channel, and what it finds wrong. */
 typedef struct Part {
@@ -236,9 +237,16 @@ void reference_statistics(Plan *p, const char *slab)
 
 /* ---- judging ---- */
 
-static void judge(Part *part, const char *what, int64_t at, double got, Real want, double bar)
+/* To the dtype of a result. Between its steps a peer may round values about 1, whatever they come to in the end. */
+static double rounding_of(const Job *job, wf_dtype dtype, Real want)
 {
-    const double error = (double)fabsl(got - want) / (bar * part->slack);
+    const double size = fabs((double)want);
+    return job->peer ? PEER_ROUNDINGS * half_ulp(dtype, size > 1 ? size : 1) : half_ulp(dtype, size);
+}
+
+static void judge(Part *part, const char *what, int64_t at, double got, Real want, double bar, double rounding)
+{
+    const double error = (double)fabsl(got - want) / (bar * part->slack + rounding);
     if (error <= part->worst)
         return;
     part->worst = isnan(error) ? HUGE_VAL : error;
@@ -263,7 +271,7 @@ static void judge_y(Job *job, Part *part, int64_t s)
         const Real want = xhat * g + b;
         const double size = fabs((double)xhat);
         const double bar = centered ? 8 * u * (fabs(g) * (size > 1 ? size : 1) + fabs(b)) : 6 * u * fabs((double)want);
-        judge(part, "y", i, load(c->x, table, y, place(p, T_Y, s, i, j)), want, bar + half_ulp(c->x, (double)want));
+        judge(part, "y", i, load(c->x, table, y, place(p, T_Y, s, i, j)), want, bar, rounding_of(job, c->x, want));
     }
 }
 
@@ -276,7 +284,8 @@ static void judge_sum(Job *job, Part *part, int64_t s)
     EACH_ELEMENT(p, s) {
         const double want = load_x(job, table, s, i, j);
         (void)slot;
-        judge(part, "sum", i, load(job->x_dtype, table, sum, place(p, T_SUM, s, i, j)), want, half_ulp(job->x_dtype, want));
+        judge(part, "sum", i, load(job->x_dtype, table, sum, place(p, T_SUM, s, i, j)), want, 0,
+              rounding_of(job, job->x_dtype, want));
     }
 }
 
@@ -331,7 +340,8 @@ static void add_backward(Job *job, Part *part, int64_t s)
 }
 
 /* want and bar are those of the norm's gradient: judges dresidual and makes them those of x's. */
-static void judge_dresidual(const Job *job, Part *part, int64_t s, int64_t i, int64_t j, Real *want, double *bar)
+static void judge_dresidual(const Job *job, Part *part, int64_t s, int64_t i, int64_t j, Real *want, double *bar,
+                            double *rounding)
 {
     const Plan *p = job->p;
     const wf_dtype dtype = case_sum_dtype(p->c);
@@ -342,12 +352,13 @@ static void judge_dresidual(const Job *job, Part *part, int64_t s, int64_t i, in
         *want += load(dtype, table, dsum, place(p, T_DSUM, s, i, j));
         *bar += u * fabs((double)*want);
     }
-    const double rounding = half_ulp(dtype, (double)*want);
+    *rounding = rounding_of(job, dtype, *want);
     if (dresidual)
-        judge(part, "dresidual", i, load(dtype, table, dresidual, place(p, T_DRESIDUAL, s, i, j)), *want, *bar + rounding);
+        judge(part, "dresidual", i, load(dtype, table, dresidual, place(p, T_DRESIDUAL, s, i, j)), *want, *bar, *rounding);
     const double factor = addition_factor(p, job->before, s, j);
     *want *= factor;
-    *bar = (*bar + rounding) * fabs(factor) + 3 * u * fabs((double)*want);
+    *rounding *= fabs(factor);
+    *bar = *bar * fabs(factor) + 3 * u * fabs((double)*want);
 }
 
 static void judge_dx(Job *job, Part *part, int64_t s)
@@ -367,11 +378,12 @@ static void judge_dx(Job *job, Part *part, int64_t s)
             scale += (centered ? job->abs_g[slot] : 0) + (fabs((double)b.xhat) + b.widened) * job->abs_gx[slot];
         }
         want *= job->rstd[slot];
-        double bar = 16 * u * (double)job->rstd[slot] * scale;
+        double bar = 16 * u * (double)job->rstd[slot] * scale, rounding = 0;
         if (case_adds(c))
-            judge_dresidual(job, part, s, i, j, &want, &bar);
+            judge_dresidual(job, part, s, i, j, &want, &bar, &rounding);
         if (dx)
-            judge(part, "dx", i, load(c->x, table, dx, place(p, T_DX, s, i, j)), want, bar + half_ulp(c->x, (double)want));
+            judge(part, "dx", i, load(c->x, table, dx, place(p, T_DX, s, i, j)), want, bar,
+                  rounding + rounding_of(job, c->x, want));
     }
 }
 
@@ -387,7 +399,8 @@ static void judge_parameters(Job *job, Tensor which, const char *name, int k)
             want += dtype_load(p->c->w, before, i);
             bar += u * fabs((double)want);
         }
-        judge(&job->part[0], name, i, dtype_load(p->c->w, after, i), want, bar + half_ulp(p->c->w, (double)want));
+        judge(&job->part[0], name, i, dtype_load(p->c->w, after, i), want, bar,
+              rounding_of(job, p->c->w, want));
     }
 }
 
@@ -428,12 +441,12 @@ static void judge_statistics(Job *job)
     for (int64_t i = 0; i < p->slots; i++) {
         const double sd = sqrt((double)p->var[i]);
         if (rstd)
-            judge(&job->part[0], "rstd", i, dtype_load(stat, rstd, i), p->rstd[i], 4 * u * (double)p->rstd[i]);
+            judge(&job->part[0], "rstd", i, dtype_load(stat, rstd, i), p->rstd[i], 4 * u * (double)p->rstd[i], 0);
         if (mean)
-            judge(&job->part[0], "mean", i, dtype_load(stat, mean, i), p->mean[i], u * fabs((double)p->mean[i]) + 4 * u * sd);
+            judge(&job->part[0], "mean", i, dtype_load(stat, mean, i), p->mean[i], u * fabs((double)p->mean[i]) + 4 * u * sd, 0);
         if (mean && mean_lo)
             judge(&job->part[0], "mean + mean_lo", i, dtype_load(stat, mean, i) + dtype_load(stat, mean_lo, i), p->mean[i],
-                  4 * u * sd);
+                  4 * u * sd, 0);
     }
 }
 
@@ -455,9 +468,9 @@ static void judge_running(Job *job)
             size += fabs((double)p->mean[k * p->channels + i]) / (double)instances;
         }
         judge(&job->part[0], "running_mean", i, dtype_load(stat, plan_tensor(p, job->after, T_RUNNING_MEAN_OUT), i),
-              (1 - m) * old_mean + m * mean, 4 * u * (fabs((double)old_mean) + size + p->c->momentum * sqrt((double)var)));
+              (1 - m) * old_mean + m * mean, 4 * u * (fabs((double)old_mean) + size + p->c->momentum * sqrt((double)var)), 0);
         judge(&job->part[0], "running_var", i, dtype_load(stat, plan_tensor(p, job->after, T_RUNNING_VAR_OUT), i),
-              (1 - m) * old_var + m * var, 8 * u * (double)(old_var + var));
+              (1 - m) * old_var + m * var, 8 * u * (double)(old_var + var), 0);
     }
 }
 

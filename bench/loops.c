@@ -1,0 +1,112 @@
+#include "loops.h"
+
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#define EACH_ISA __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define EACH_ISA
+#endif
+
+enum { BLOCK = 512 /* floats that stay in L1 between a block's loops */ };
+
+/* What has AVX2 converts f16. */
+bool loops_take(wf_dtype dtype)
+{
+#ifdef __x86_64__
+    return dtype == WF_F32 || dtype == WF_BF16 || (dtype == WF_F16 && __builtin_cpu_supports("avx2"));
+#else
+    return dtype == WF_F32 || dtype == WF_BF16;
+#endif
+}
+
+/* ---- 16 bits to float and back ---- */
+
+EACH_ISA static void widen_bf16(int n, const uint16_t *in, float *out)
+{
+    for (int i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)in[i] << 16;
+        memcpy(&out[i], &bits, sizeof bits);
+    }
+}
+
+/* To nearest, ties to even; no NaN comes here. */
+EACH_ISA static void narrow_bf16(int n, const float *in, uint16_t *out)
+{
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &in[i], sizeof bits);
+        out[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+#ifdef __x86_64__
+__attribute__((target("avx,f16c"))) static void widen_f16(int n, const uint16_t *in, float *out)
+{
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(in + i))));
+    for (; i < n; i++)
+        out[i] = _cvtsh_ss(in[i]);
+}
+
+__attribute__((target("avx,f16c"))) static void narrow_f16(int n, const float *in, uint16_t *out)
+{
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i *)(void *)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; i++)
+        out[i] = _cvtss_sh(in[i], _MM_FROUND_TO_NEAREST_INT);
+}
+#else
+static void widen_f16(int n, const uint16_t *in, float *out) { (void)n, (void)in, (void)out; }
+static void narrow_f16(int n, const float *in, uint16_t *out) { (void)n, (void)in, (void)out; }
+#endif
+
+/* in[at .. at + n) as floats, in room if they are none. */
+static const float *floats(wf_dtype dtype, const void *in, int64_t at, int n, float *room)
+{
+    if (!in || dtype == WF_F32)
+        return in ? (const float *)in + at : NULL;
+    (dtype == WF_BF16 ? widen_bf16 : widen_f16)(n, (const uint16_t *)in + at, room);
+    return room;
+}
+
+/* ---- out = a * row_scale * col_scale + b ---- */
+
+/* out may be a. */
+EACH_ISA static void add(int n, const float *a, const float *b, float *out)
+{
+    for (int i = 0; i < n; i++)
+        out[i] = a[i] + b[i];
+}
+
+EACH_ISA static void scale(int n, const float *a, float by, const float *col_scale, float *out)
+{
+    for (int i = 0; i < n; i++)
+        out[i] = a[i] * by * (col_scale ? col_scale[i] : 1);
+}
+
+void scaled_sum(const ScaledSum *s, int threads)
+{
+    (void)threads; /* without OpenMP there is one */
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t r = 0; r < s->rows; r++) {
+        float a_room[BLOCK], b_room[BLOCK], scale_room[BLOCK], out_room[BLOCK];
+        for (int64_t j = 0; j < s->cols; j += BLOCK) {
+            const int n = (int)(s->cols - j < BLOCK ? s->cols - j : BLOCK);
+            const int64_t at = r * s->cols + j;
+            const float *a = floats(s->dtype, s->a, at, n, a_room), *b = floats(s->dtype, s->b, at, n, b_room);
+            const float *by = floats(s->scale_dtype, s->col_scale, j, n, scale_room);
+            float *out = s->dtype == WF_F32 ? (float *)s->out + at : out_room;
+            if (s->row_scale || by)
+                scale(n, a, s->row_scale ? s->row_scale[r] : 1, by, out), a = out;
+            if (b)
+                add(n, a, b, out), a = out;
+            if (s->dtype == WF_F32 && a != out)
+                memcpy(out, a, (size_t)n * sizeof *out);
+            else if (s->dtype != WF_F32)
+                (s->dtype == WF_BF16 ? narrow_bf16 : narrow_f16)(n, a, (uint16_t *)s->out + at);
+        }
+    }
+}

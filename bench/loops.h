@@ -1,0 +1,22 @@
+/* loops.h - elementwise loops between calls, as a caller writes them: one pass over memory, threads by OpenMP, vectors by the
+ * compiler. */
+#ifndef WELFORD_BENCH_LOOPS_H
+#define WELFORD_BENCH_LOOPS_H
+
+#include <stdbool.h>
+
+#include "welford.h"
+
+/* out[r][j] = a[r][j] * row_scale[r] * col_scale[j] + b[r][j]; those that are NULL take no part. */
+typedef struct ScaledSum {
+    wf_dtype     dtype, scale_dtype; /* of a, b, out; of col_scale */
+    int64_t      rows, cols;
+    const void  *a, *b, *col_scale;
+    const float *row_scale;
+    void        *out;
+} ScaledSum;
+
+bool loops_take(wf_dtype); /* f64 is not for them, nor f16 where the processor does not convert it */
+void scaled_sum(const ScaledSum *, int threads);
+
+#endif
