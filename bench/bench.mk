@@ -11,8 +11,13 @@ COMMIT      := $(shell git rev-parse --short HEAD 2>/dev/null)$(shell git diff -
 
 $(O)/bench/%.o: bench/%.c $(O)/flags
 	@mkdir -p $(@D); echo "  CC      $(@:$(O)/%=%)"
-	$(Q)$(CC) $(TEST_FLAGS) -DBENCH_COMMIT='"$(COMMIT)"' \
-	    $(if $(call on,CUDA),-DWF_TEST_CUDA -isystem $(CUDA_HOME)/include) $(DEPENDS) -c $< -o $@
+	$(Q)$(CC) $(TEST_FLAGS) $(if $(call on,CUDA),-DWF_TEST_CUDA -isystem $(CUDA_HOME)/include) $(DEPENDS) -c $< -o $@
+
+# The commit stands in one object, which is made again when the commit changes, and only then.
+$(O)/bench/commit: FORCE
+	@mkdir -p $(@D); echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
+$(O)/bench/environment.o: TEST_FLAGS += -DBENCH_COMMIT='"$(COMMIT)"'
+$(O)/bench/environment.o: $(O)/bench/commit
 
 # As a caller would compile loops of his own.
 $(O)/bench/loops.o: TEST_FLAGS += -O3 $(OPENMP_FLAG) $(if $(OPENMP_FLAG),,-Wno-unknown-pragmas)
