@@ -152,11 +152,20 @@ extern const Peer *const all_peers[]; /* NULL at the end */
 enum { ROOF_POINTS = 12, ROOF_THREADS = 12 };
 typedef struct Roofline { /* bytes moved (read + written) per second of a copy that moves so many bytes */
     int    points, threads;
-    double bytes[ROOF_POINTS], rate[ROOF_POINTS], plain_rate[ROOF_POINTS]; /* plain: the CPU's ordinary copy */
+    double bytes[ROOF_POINTS], rate[ROOF_POINTS];
+    double plain_rate[ROOF_POINTS], read_rate[ROOF_POINTS]; /* the CPU's ordinary copy; reading alone. 0: not measured */
 } Roofline;
+/* What a call can attain: what it writes is copied, what else it reads is read, both at the rate of so many bytes as the call
+ * moves in all. */
+typedef struct Bound {
+    double copied, read; /* bytes */
+    double copy_rate, read_rate;
+    double once, twice; /* seconds; twice: with what is read again. 0: not known */
+} Bound;
 Roofline roofline_measure(wf_backend, int threads, bool cold, bool quick);
 double   roofline_at(const Roofline *, double bytes); /* rate for a call that moves so many bytes */
 double   roofline_peak(const Roofline *);
+Bound    roofline_bound(const Roofline *, const Traffic *);
 
 /* ---- report.c, report_json.c, baseline.c, svg.c, environment.c ---- */
 typedef enum Verdict { TIMED, WRONG, UNSUPPORTED, FAILED } Verdict;
@@ -167,6 +176,7 @@ typedef struct Result {
     char       message[512];
     Traffic    traffic;
     double     roof, peak; /* bytes per second */
+    Bound      bound;
     int        contestants;
     Contestant who[1 + MAX_PEERS];
     char       compared[16]; /* SAME, FASTER, SLOWER; "" */

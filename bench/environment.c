@@ -74,8 +74,9 @@ void environment(Run *run, const Peer *const peers[])
     for (int k = -1; k < run->other_roofs; k++) {
         const Roofline *roof = k < 0 ? &run->roof : &run->other_roof[k];
         for (int i = 0; i < roof->points; i++)
-            add(run, "%s{\"threads\": %d, \"bytes\": %.0f, \"copy_gbs\": %.5g, \"plain_copy_gbs\": %.5g}",
-                i || k >= 0 ? ", " : "", roof->threads, roof->bytes[i], roof->rate[i] * 1e-9, roof->plain_rate[i] * 1e-9);
+            add(run, "%s{\"threads\": %d, \"bytes\": %.0f, \"copy_gbs\": %.5g, \"plain_copy_gbs\": %.5g, \"read_gbs\": %.5g}",
+                i || k >= 0 ? ", " : "", roof->threads, roof->bytes[i], roof->rate[i] * 1e-9, roof->plain_rate[i] * 1e-9,
+                roof->read_rate[i] * 1e-9);
     }
     add(run, "]");
     snprintf(run->caption, sizeof run->caption, "%s%s, welford %u.%u.%u (%s), %s, %.10s", name, threads, wf_version() >> 16,

@@ -31,7 +31,7 @@ static void print_roofline(const Roofline *roof)
         printf("  %.0f %s: %.1f", bytes >= 0x1p20 ? bytes / 0x1p20 : bytes / 1024, bytes >= 0x1p20 ? "MB" : "KB",
                roof->rate[i] * 1e-9);
         if (roof->plain_rate[i] > 0)
-            printf(" / %.1f", roof->plain_rate[i] * 1e-9);
+            printf(" / %.1f / %.1f", roof->plain_rate[i] * 1e-9, roof->read_rate[i] * 1e-9);
     }
     printf("\n");
 }
@@ -40,7 +40,8 @@ void report_header(const Run *run)
 {
     const Options *o = run->options;
     printf("environment: %s\n", run->environment);
-    printf("roofline, %s copy, GB/s read + written:\n", o->backend == WF_CUDA ? "device-to-device" : "non-temporal / plain");
+    printf("roofline, %s, GB/s read + written:\n",
+           o->backend == WF_CUDA ? "device-to-device copy" : "non-temporal copy / plain copy / read alone");
     print_roofline(&run->roof);
     for (int i = 0; i < run->other_roofs; i++)
         print_roofline(&run->other_roof[i]);
@@ -59,6 +60,20 @@ static void print_peers(const Result *r)
         printf(" %s %.2fx", r->who[i].name, r->who[i].ratio);
     if (*r->compared)
         printf(" %s", r->compared);
+}
+
+static void explain_bound(const Result *r)
+{
+    const Bound *b = &r->bound;
+    const double median = r->who[0].timing.median;
+    printf("    attainable: %.4g MB copied at %.1f GB/s", b->copied * 1e-6, b->copy_rate * 1e-9);
+    if (b->read > 0)
+        printf(" + %.4g MB read at %.1f GB/s", b->read * 1e-6, b->read_rate * 1e-9);
+    printf(" = %.2f us, %.0f %% reached", b->once * 1e6, 100 * b->once / median);
+    if (r->traffic.again > 0)
+        printf("; %.4g MB read again at %.1f GB/s: %.2f us, %.0f %%", r->traffic.again * 1e-6, b->read_rate * 1e-9,
+               b->twice * 1e6, 100 * b->twice / median);
+    printf("\n");
 }
 
 void report_row(const Run *run, const Result *r)
@@ -90,6 +105,8 @@ void report_row(const Run *run, const Result *r)
         printf("    %s = %.0f bytes; %d samples of %d calls\n", r->traffic.formula, r->traffic.bytes, t->samples, t->calls);
     if (run->options->explain && r->traffic.again > 0)
         printf("    counting what is read twice: %.1f GB/s\n", (r->traffic.bytes + r->traffic.again) / t->median * 1e-9);
+    if (run->options->explain && r->bound.once > 0)
+        explain_bound(r);
     fflush(stdout);
 }
 
@@ -108,9 +125,12 @@ static double geometric(const Run *run, double (*value)(const Result *, const vo
     return *count ? exp(sum / *count) : 0;
 }
 
-static double share_of_op(const Result *r, const void *op)
+typedef struct Kind { Op op; bool of_sum; } Kind;
+
+static double share_of_kind(const Result *r, const void *arg)
 {
-    return r->row->c.op == *(const Op *)op ? 100 * result_rate(r, 0) / r->roof : 0;
+    const Kind *kind = arg;
+    return r->row->c.op == kind->op && case_adds(&r->row->c) == kind->of_sum ? 100 * result_rate(r, 0) / r->roof : 0;
 }
 
 static double ratio_to(const Result *r, const void *name)
@@ -202,10 +222,12 @@ void report_footer(const Run *run)
 {
     int count;
     printf("\n");
-    for (Op op = 0; op < OP_COUNT; op++) {
-        const double share = geometric(run, share_of_op, &op, &count);
+    for (int i = 0; i < 2 * OP_COUNT; i++) {
+        const Kind kind = { (Op)(i / 2), i % 2 };
+        const double share = geometric(run, share_of_kind, &kind, &count);
         if (count)
-            printf("%-21s %5.0f %% of the copy, geometric mean of %d\n", op_name(op), share, count);
+            printf("%-21s %5.0f %% of the copy, geometric mean of %d%s\n", op_name(kind.op), share, count,
+                   kind.of_sum ? " norms of a sum" : "");
     }
     for (int i = 0; all_peers[i]; i++) {
         const double ratio = geometric(run, ratio_to, all_peers[i]->name, &count);

@@ -31,8 +31,9 @@ bool report_json(const Run *run, const char *path)
             fprintf(file, "\"");
         } else {
             fprintf(file, ", \"check\": \"%s\", \"bytes\": %.0f, \"bytes_two_reads\": %.0f, \"percent_copy\": %.4g, "
-                    "\"percent_peak\": %.4g, \"times\": [", r->check, r->traffic.bytes, r->traffic.bytes + r->traffic.again,
-                    100 * result_rate(r, 0) / r->roof, 100 * result_rate(r, 0) / r->peak);
+                    "\"percent_peak\": %.4g, \"attainable_us\": %.6g, \"attainable_twice_us\": %.6g, \"times\": [", r->check,
+                    r->traffic.bytes, r->traffic.bytes + r->traffic.again, 100 * result_rate(r, 0) / r->roof,
+                    100 * result_rate(r, 0) / r->peak, r->bound.once * 1e6, r->bound.twice * 1e6);
             for (int k = 0; k < r->contestants; k++) {
                 fprintf(file, "%s", k ? ", " : "");
                 print_contestant(file, r, k);

@@ -1,4 +1,4 @@
-/* roofline.c - what this machine's memory does: copies of several sizes, measured as the calls are.
+/* roofline.c - what this machine's memory does: copies, and on the CPU reads, of several sizes, measured as the calls are.
  * Bytes are those read plus those written. */
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +10,9 @@
 #include "bench.h"
 #include "pool.h"
 
-typedef struct Copy { size_t half; pool *workers; int threads; bool streaming; } Copy;
-typedef struct Slice { char *to; const char *from; size_t size; int parts; bool streaming; } Slice;
+typedef enum Manner { STREAMED, PLAIN, READ, MANNERS } Manner; /* the device copies in one manner, STREAMED */
+typedef struct Move { size_t size; pool *workers; int threads; Manner manner; } Move; /* size: read and written */
+typedef struct Slice { char *to; const char *from; size_t size; int parts; Manner manner; } Slice;
 
 static void stream_copy(char *to, const char *from, size_t size)
 {
@@ -31,28 +32,51 @@ static void stream_copy(char *to, const char *from, size_t size)
 #endif
 }
 
-static void copy_slices(void *arg, int64_t begin, int64_t end)
+typedef uint64_t Line __attribute__((vector_size(64)));
+static volatile uint64_t sink; /* or there would be nothing to do */
+
+/* Four sums side by side, so that no addition waits for the one before. */
+#ifdef __x86_64__
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+static void read_all(const char *from, size_t size)
+{
+    const Line *line = (const Line *)(const void *)from;
+    Line a = { 0 }, b = a, c = a, d = a;
+    size_t i = 0;
+    for (; i + 4 <= size / sizeof *line; i += 4)
+        a += line[i], b += line[i + 1], c += line[i + 2], d += line[i + 3];
+    for (; i < size / sizeof *line; i++)
+        a += line[i];
+    a += b + c + d;
+    sink = a[0] + a[1] + a[2] + a[3] + a[4] + a[5] + a[6] + a[7];
+}
+
+static void move_slices(void *arg, int64_t begin, int64_t end)
 {
     const Slice *s = arg;
     for (int64_t i = begin; i < end; i++) {
         const size_t from = s->size / 64 * (size_t)i / (size_t)s->parts * 64;
         const size_t to = s->size / 64 * (size_t)(i + 1) / (size_t)s->parts * 64;
-        if (s->streaming)
+        if (s->manner == READ)
+            read_all(s->from + from, to - from);
+        else if (s->manner == STREAMED)
             stream_copy(s->to + from, s->from + from, to - from);
         else
             memcpy(s->to + from, s->from + from, to - from);
     }
 }
 
-static bool copy_call(void *state, char *slab, struct CUstream_st *stream)
+static bool move_call(void *state, char *slab, struct CUstream_st *stream)
 {
-    const Copy *copy = state;
+    const Move *move = state;
+    const size_t half = move->size / 2;
     if (stream) {
-        gpu_copy(slab + copy->half, slab, copy->half, stream);
+        gpu_copy(slab + half, slab, half, stream);
         return true;
     }
-    Slice s = { slab + copy->half, slab, copy->half, copy->threads, copy->streaming };
-    pool_parallel_for(copy->workers, s.parts, copy_slices, &s);
+    Slice s = { slab + half, slab, move->manner == READ ? move->size : half, move->threads, move->manner };
+    pool_parallel_for(move->workers, s.parts, move_slices, &s);
     return true;
 }
 
@@ -77,8 +101,12 @@ Roofline roofline_measure(wf_backend backend, int threads, bool cold, bool quick
     const double largest = !quick ? large : backend == WF_CUDA ? 0x1p28 : 0x1p26;
     pool *workers = pool_new(threads - 1, POOL_BIG);
     for (double bytes = 0x1p16; bytes <= largest && r.points < ROOF_POINTS; bytes *= backend == WF_CPU ? 8 : 4) {
-        Copy copy = { (size_t)bytes / 2, workers, threads, true }, plain = copy;
-        plain.streaming = false;
+        Move move[MANNERS];
+        Contestant who[MANNERS];
+        for (Manner m = STREAMED; m < MANNERS; m++) {
+            move[m] = (Move){ (size_t)bytes, workers, threads, m };
+            who[m] = (Contestant){ .call = move_call, .state = &move[m] };
+        }
         Timer timer = { .backend = backend, .cold = cold, .min_time = quick ? 0.01 : 0.05, .slab_size = (size_t)bytes };
         timer.sets = sets_wanted(backend, cold, timer.slab_size);
         char **slab = timer.slab = calloc((size_t)timer.sets, sizeof *slab);
@@ -87,13 +115,13 @@ Roofline roofline_measure(wf_backend backend, int threads, bool cold, bool quick
             slab[i] = backend == WF_CUDA ? gpu_alloc((size_t)bytes) : aligned_alloc(4096, (size_t)bytes);
             memory &= slab[i] != NULL;
         }
-        Contestant who[2] = { { .call = copy_call, .state = &copy }, { .call = copy_call, .state = &plain } };
         for (int i = 0; i < timer.sets && memory; i++)
             fill(backend, slab[i], (size_t)bytes);
-        if (memory && !time_all(&timer, who, backend == WF_CUDA ? 1 : 2)) {
+        if (memory && !time_all(&timer, who, backend == WF_CUDA ? 1 : MANNERS)) {
             r.bytes[r.points] = bytes;
-            r.rate[r.points] = bytes / who[0].timing.median;
-            r.plain_rate[r.points] = backend == WF_CUDA ? 0 : bytes / who[1].timing.median;
+            r.rate[r.points] = bytes / who[STREAMED].timing.median;
+            r.plain_rate[r.points] = backend == WF_CUDA ? 0 : bytes / who[PLAIN].timing.median;
+            r.read_rate[r.points] = backend == WF_CUDA ? 0 : bytes / who[READ].timing.median;
             r.points++;
         }
         for (int i = 0; i < timer.sets; i++)
@@ -106,6 +134,7 @@ Roofline roofline_measure(wf_backend backend, int threads, bool cold, bool quick
 }
 
 static double best(const Roofline *r, int i) { return r->rate[i] > r->plain_rate[i] ? r->rate[i] : r->plain_rate[i]; }
+static double read_rate(const Roofline *r, int i) { return r->read_rate[i]; }
 
 double roofline_peak(const Roofline *r)
 {
@@ -115,19 +144,33 @@ double roofline_peak(const Roofline *r)
     return peak;
 }
 
-/* The time of a copy is taken to be linear between the sizes; a smaller one takes as long as the smallest. */
-double roofline_at(const Roofline *r, double bytes)
+/* The time is taken to be linear between the sizes; a smaller one takes as long as the smallest. */
+static double rate_at(const Roofline *r, double (*rate)(const Roofline *, int), double bytes)
 {
-    if (r->points == 0)
+    if (r->points == 0 || rate(r, 0) == 0)
         return 0;
     int i = 0;
     while (i < r->points && r->bytes[i] < bytes)
         i++;
     if (i == r->points)
-        return best(r, i - 1);
-    const double high = r->bytes[i] / best(r, i);
+        return rate(r, i - 1);
+    const double high = r->bytes[i] / rate(r, i);
     if (i == 0)
         return bytes / high;
-    const double low = r->bytes[i - 1] / best(r, i - 1);
+    const double low = r->bytes[i - 1] / rate(r, i - 1);
     return bytes / (low + (high - low) * (bytes - r->bytes[i - 1]) / (r->bytes[i] - r->bytes[i - 1]));
+}
+
+double roofline_at(const Roofline *r, double bytes) { return rate_at(r, best, bytes); }
+
+Bound roofline_bound(const Roofline *r, const Traffic *t)
+{
+    Bound b = { .copy_rate = roofline_at(r, t->bytes), .read_rate = rate_at(r, read_rate, t->bytes) };
+    if (b.read_rate == 0)
+        return b;
+    b.read = t->read > t->written ? t->read - t->written : 0;
+    b.copied = t->bytes - b.read;
+    b.once = b.copied / b.copy_rate + b.read / b.read_rate;
+    b.twice = b.once + t->again / b.read_rate;
+    return b;
 }

@@ -191,5 +191,6 @@ void row_run(Result *r, const Run *run, const Peer *const peers[])
     r->traffic = traffic_of(&p);
     r->roof = roofline_at(&run->roof, r->traffic.bytes);
     r->peak = roofline_peak(&run->roof);
+    r->bound = roofline_bound(&run->roof, &r->traffic);
     plan_free(&p);
 }
