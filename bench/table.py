@@ -24,6 +24,8 @@ class Row:
         self.network, self.layer, self.count, self.case = row["suite"], row["layer"], row["count"], row["case"]
         self.op, *words = self.case.split()
         self.field = dict(word.split("=", 1) for word in words)
+        if "add" in self.field or "drop" in self.field:
+            self.op += " of a sum"
         self.shape = " ".join(word for word in words if word.split("=")[0] not in ("threads", "backend"))
         self.layout = self.field.get("layout", "nchw") if "c" in self.field else "rows"
         self.percent, self.exact, self.times, self.ratio = None, False, {}, {}
