@@ -1,5 +1,6 @@
 """What torch_peer.py compares with: PyTorch's functions, compiled ones, cuDNN's, and the kernels of Liger and quack where
-those are installed. Each is a function of (x, w, b, running mean, running variance) that autograd knows."""
+those are installed. Each is a function of (x, w, b, running mean, running variance) that autograd knows; for a norm of a sum of
+(residual, row_scale, col_scale) too, and what it returns is y and, where that is wanted, the sum."""
 
 import importlib
 
@@ -22,6 +23,10 @@ def version_of(name):
         return None
 
 
+def several(made):
+    return made if isinstance(made, tuple) else (made,)
+
+
 def rms_norm(x, w, eps):
     if hasattr(F, "rms_norm"):
         return F.rms_norm(x, x.shape[-1:], w, eps)
@@ -29,9 +34,23 @@ def rms_norm(x, w, eps):
     return y if w is None else y * w
 
 
-def eager(s):
+def of_sum(s, norm, dropped, rounded):
+    def function(x, w, b, m, v, residual, row_scale, col_scale):
+        branch = rounded(dropped(x, s.drop)) if s.drop else x
+        if row_scale is not None:
+            branch = rounded(branch * row_scale[:, None])
+        if col_scale is not None:
+            branch = rounded(branch * col_scale)
+        total = rounded(branch if residual is None else residual + branch, s.x_type)
+        y = norm(total, w, b, m, v)
+        return (y, total) if s.sum_wanted else y
+    return function
+
+
+def eager(s, dropped=F.dropout, rounded=lambda t, dtype=None: t):
+    """dropped, rounded: dropout, and what becomes of each step on the way to a sum, of the sum to its dtype."""
     training = s.direction != "infer"
-    return {
+    norm = {
         "layernorm": lambda x, w, b, m, v: F.layer_norm(x, (s.channels,), w, b, s.eps),
         "rmsnorm": lambda x, w, b, m, v: rms_norm(x, w, s.eps),
         "groupnorm": lambda x, w, b, m, v: F.group_norm(x, s.groups, w, b, s.eps),
@@ -39,6 +58,7 @@ def eager(s):
         "instancenorm": lambda x, w, b, m, v: F.instance_norm(x, m, v, w, b, training, 0.1, s.eps),
         "dropout": lambda x, w, b, m, v: F.dropout(x, s.p),
     }[s.norm]
+    return of_sum(s, norm, dropped, rounded) if s.adds else norm
 
 
 def without_cudnn(function):
@@ -91,7 +111,7 @@ def quack(s):
 def contestants(s, device, compiled):
     """Name and function of every peer. compiled: functions by shape, for both passes share one; None: compile nothing."""
     yield "eager", eager(s)
-    if device == "cuda":
+    if device == "cuda" and not s.adds:
         yield from cudnn(s)
         yield from liger(s)
         yield from quack(s)

@@ -28,14 +28,12 @@ sys.path.insert(0, os.path.join(HERE, "../tests/torch"))
 try:
     import torch
     import library
-    from torch_contestants import contestants, eager, version_of
+    from torch_case import NotForPyTorch, Set, Shape, check, pass_of
+    from torch_contestants import contestants, several, version_of
 except ImportError as missing:
     print(f"torch_peer: {missing}", file=sys.stderr)
     sys.exit(2)
 
-DTYPES = {"f32": (0, torch.float32), "f16": (1, torch.float16), "bf16": (2, torch.bfloat16), "f64": (3, torch.float64)}
-KNOWN = set("x w null eps p running layout groups rows cols n c hw seed momentum threads backend".split())
-ROW_WISE = ("layernorm", "rmsnorm")
 CASE_SECONDS = 100  # after which a contestant is given up
 started = time.monotonic()
 
@@ -44,183 +42,8 @@ class TooSlow(Exception):
     pass
 
 
-class NotForPyTorch(Exception):
-    pass
-
-
 def on_alarm(*_):
     raise TooSlow("took too long")
-
-
-# ---- a case: tensors, and the calls of both sides ----
-
-def pass_of(line):
-    """What the passes of a layer have in common, so that they share a compiled function."""
-    op, words = line.split(None, 1)
-    norm, direction = op.split("_")
-    return f"{norm} {direction == 'infer'} {words}"
-
-
-class Shape:
-    """What a line says, as both sides need it."""
-
-    def __init__(self, line):
-        self.op, *words = line.split()
-        field = dict(word.split("=", 1) for word in words)
-        self.norm, self.direction = self.op.split("_")
-        self.x, self.w = field["x"], field.get("w", field["x"])
-        (self.x_code, self.x_type), (self.w_code, self.w_type) = DTYPES[self.x], DTYPES[self.w]
-        self.null = field.get("null", "").split(",")
-        self.eps, self.p = float(field.get("eps", 1e-5)), float(field.get("p", 0.5))
-        self.running = field.get("running", "0") != "0"
-        self.nhwc = field.get("layout") == "nhwc"
-        self.groups = int(field.get("groups", 1))
-        if self.norm in ROW_WISE:
-            self.rows, self.channels = int(field["rows"]), int(field["cols"])
-            self.dims = (self.rows, self.channels)
-        else:
-            self.n, self.channels, hw = (int(field[k]) for k in ("n", "c", "hw"))
-            height = max(h for h in range(1, math.isqrt(hw) + 1) if hw % h == 0)
-            self.dims, self.hw = (self.n, self.channels, height, hw // height), hw
-        self.count = math.prod(self.dims)
-        unknown = set(field) - KNOWN
-        if unknown:
-            raise NotForPyTorch(f"PyTorch has no {', '.join(unknown)}")
-        self.backward = self.direction == "backward"
-        self.key = pass_of(line)
-
-    def group(self):
-        return self.norm, self.x, self.w, self.nhwc
-
-    def bytes(self):
-        mask = self.count / 8 if self.op == "dropout_forward" and "mask" not in self.null else 0
-        passes = 3 if self.backward and self.norm != "dropout" else 2
-        return passes * torch.empty(0, dtype=self.x_type).element_size() * self.count + mask
-
-    def what(self):
-        common = {"x_dtype": self.x_code}
-        if self.norm != "dropout":
-            common.update(w_dtype=self.w_code, eps=self.eps)
-        if self.norm in ROW_WISE:
-            return {**common, "rows": self.rows, "cols": self.channels}
-        common.update(n=self.n, c=self.channels, hw=self.hw, layout=int(self.nhwc))
-        if self.norm == "dropout":
-            return {**common, "p": self.p}
-        return {**common, "groups": self.groups} if self.norm == "groupnorm" else {**common, "momentum": 0.1}
-
-    def slots(self):
-        if self.norm in ROW_WISE:
-            return self.rows
-        return {"groupnorm": self.n * self.groups, "batchnorm": self.channels,
-                "instancenorm": self.n * self.channels}.get(self.norm, 0)
-
-
-class Set:
-    """The tensors of one call; inputs the same for both sides, the library's outputs its own."""
-
-    def __init__(self, s, device):
-        self.s = s
-
-        def random(dims, dtype, scale=1.0, center=0.0):
-            return (torch.randn(dims, device=device) * scale + center).to(dtype)
-
-        def activation():
-            t = random(s.dims, s.x_type)
-            return t.contiguous(memory_format=torch.channels_last) if s.nhwc and t.dim() == 4 else t
-        self.x = activation().requires_grad_()
-        self.dy = activation() if s.backward else None
-        affine = s.norm != "dropout"
-        self.w = random(s.channels, s.w_type, 0.5, 1).requires_grad_() if affine and "gamma" not in s.null else None
-        self.b = random(s.channels, s.w_type).requires_grad_() \
-            if affine and s.norm != "rmsnorm" and "beta" not in s.null else None
-        stat = torch.float64 if s.x == "f64" else torch.float32
-        wanted = s.running or s.direction == "infer"
-        self.moving = [random(s.channels, stat), random(s.channels, stat).abs() + 0.25] if wanted else [None, None]
-        self.moved = [t.clone() if t is not None else None for t in self.moving]  # PyTorch moves its own
-        self.out = torch.empty_like(self.x)
-        self.mean, self.rstd = (torch.empty(s.slots(), dtype=stat, device=device) for _ in range(2))
-        self.mean_lo = None if "mean_lo" in s.null else torch.empty_like(self.mean)
-        self.dw = torch.empty_like(self.w) if self.w is not None and s.backward else None
-        self.db = torch.empty_like(self.b) if self.b is not None and s.backward else None
-        self.mask = None if s.norm != "dropout" or s.backward or "mask" in s.null else \
-            torch.empty((s.count + 7) // 8, dtype=torch.uint8, device=device)
-
-    def tensors(self):
-        return [t for t in [*vars(self).values(), *self.moving, *self.moved] if isinstance(t, torch.Tensor)]
-
-    def ours(self, backend, device, threads):
-        """The library's call, and for a backward pass the forward call before it."""
-        s = self.s
-
-        def make(direction, **args):
-            return library.Call(f"{s.norm}_{direction}", s.what(), backend, device, threads=threads, **args)
-        if s.norm == "dropout":
-            source = self.dy if s.backward else self.x
-            return None, make(s.direction, x=source, y=self.out, mask=self.mask, seed=1)
-        if s.norm == "rmsnorm":
-            forward = {"x": self.x, "gamma": self.w, "y": self.out, "rrms": self.rstd}
-            backward = {"dy": self.dy, "x": self.x, "gamma": self.w, "rrms": self.rstd, "dx": self.out, "dgamma": self.dw}
-        else:
-            statistics_ = {"mean": self.mean, "rstd": self.rstd, "mean_lo": self.mean_lo}
-            forward = {"x": self.x, "gamma": self.w, "beta": self.b, "y": self.out}
-            backward = {"dy": self.dy, "x": self.x, "gamma": self.w, "dx": self.out, "dgamma": self.dw, "dbeta": self.db,
-                        **statistics_}
-            if s.direction == "infer":
-                forward.update(running_mean=self.moving[0], running_var=self.moving[1])
-            else:
-                forward.update(statistics_)
-                if s.running:
-                    forward.update(running_mean_in=self.moving[0], running_var_in=self.moving[1],
-                                   running_mean_out=self.moving[0], running_var_out=self.moving[1])
-        train = "train" if s.norm in ("batchnorm", "instancenorm") else "forward"
-        if s.backward:
-            return make(train, **forward), make("backward", **backward)
-        return None, make(s.direction, **forward)
-
-
-# ---- right before fast ----
-
-def in_double(s, one):
-    """y, or dx, by PyTorch in double; channels first: instance_norm's gradients of a single sample with a dy channels last
-    are wrong in PyTorch 1.13 to 2.15."""
-    x = one.x.detach().double().contiguous().requires_grad_()
-    w, b = (None if t is None else t.detach().double().requires_grad_() for t in (one.w, one.b))
-    m, v = (None if t is None else t.double() for t in one.moved)
-    y = eager(s)(x, w, b, m, v)
-    if not s.backward:
-        return [y.detach()]
-    return torch.autograd.grad(y, [t for t in (x, w, b) if t is not None], one.dy.double().contiguous())
-
-
-def units_off(got, want):
-    """The largest error in units of the last place of the largest value; rounding alone makes up to half a unit."""
-    scale = want.abs().max().clamp(min=1e-30)
-    step = torch.finfo(got.dtype).eps * torch.exp2(torch.floor(torch.log2(scale)))
-    return float((got.double() - want).abs().max() / step)
-
-
-def check(s, one):
-    """None or what is wrong with the library's outputs."""
-    if s.norm == "dropout":
-        source = (one.dy if s.backward else one.x).detach().double()
-        kept = one.out.detach().double() != 0
-        share = float(kept.double().mean())
-        error = float((one.out.double() - source / (1 - s.p))[kept].abs().max())
-        bound = 2 * torch.finfo(s.x_type).eps * float(source.abs().max()) / (1 - s.p)
-        good = abs(share - (1 - s.p)) < 6 / math.sqrt(s.count) + 1e-6 and error <= bound
-        return None if good else f"kept {share}, error {error}"
-    want, *gradients = in_double(s, one)
-    error, bound = units_off(one.out, want), 2 if one.out.element_size() == 2 else 64
-    if not error <= bound:
-        return f"{'dx' if s.backward else 'y'} is off by {error:.3g} units in the last place"
-    # What the header promises of sums of products of normal numbers, and the rounding to their dtype.
-    terms = s.count / s.channels
-    for got, want in zip([t for t in (one.dw, one.db) if t is not None], gradients):
-        error = float((got.double() - want).abs().max())
-        bound = (8 + math.log2(terms)) * 2 ** -24 * terms + torch.finfo(got.dtype).eps * float(want.abs().max())
-        if not error <= bound:
-            return f"a parameter's gradient is off by {error:.3g}, allowed {bound:.3g}"
-    return None
 
 
 # ---- samples ----
@@ -263,7 +86,7 @@ class ColdSample:
         start = time.perf_counter()
         made = self.step()
         took = time.perf_counter() - start
-        self.flush([t for t in (made if isinstance(made, tuple) else (made,)) if t is not None])
+        self.flush([t for t in several(made) if t is not None])
         return took
 
     def flush(self, tensors):
@@ -298,15 +121,16 @@ def keep_freed_memory():
 def peer_steps(s, sets, function):
     """A call per set; a backward pass on a graph of autograd that was recorded beforehand."""
     def leaves(one):
-        return [t for t in (one.x, one.w, one.b) if t is not None]
+        return [t for t in (one.x, one.residual, one.w, one.b) if t is not None and t.requires_grad]
 
     def forward(one):
-        return function(one.x, one.w, one.b, *one.moved)
+        return function(*one.inputs())
     if not s.backward:
         return [lambda one=one: forward(one) for one in sets]
     # Running statistics of its own: autograd refuses to go back to those that another forward call has moved.
-    recorded = [(function(one.x, one.w, one.b, *[t if t is None else t.clone() for t in one.moved]), one) for one in sets]
-    return [lambda y=y, one=one: torch.autograd.grad(y, leaves(one), one.dy, retain_graph=True) for y, one in recorded]
+    recorded = [(several(function(*one.inputs([t if t is None else t.clone() for t in one.moved]))), one) for one in sets]
+    return [lambda made=made, one=one: torch.autograd.grad(made, leaves(one), one.arriving(), retain_graph=True)
+            for made, one in recorded]
 
 
 def repeated(steps, least):
@@ -441,17 +265,22 @@ def print_row(row, rate):
           flush=True)
 
 
+def fields_of(line):
+    return {word.split("=")[0] for word in line.split()}
+
+
 def print_footer(rows):
     ratios = {}
     for row in rows:
         for t in row.get("times", [])[1:]:
-            for group in (row["case"].split()[0], "all"):
+            kind = row["case"].split()[0] + (" of a sum" if {"add", "drop"} & fields_of(row["case"]) else "")
+            for group in (kind, "all"):
                 ratios.setdefault((group, t["name"]), []).append((t["ratio"], row))
     print("\ntimes as long as welford: geometric mean, least")
     for (group, name), found in sorted(ratios.items()):
         mean = math.exp(statistics.fmean(math.log(r) for r, _ in found))
         least, row = min(found, key=lambda pair: pair[0])
-        print(f"{group:<22} {name:<8} {mean:>6.2f}x of {len(found):>3}   {least:>5.2f}x {row['layer']}: {row['case']}")
+        print(f"{group:<28} {name:<8} {mean:>6.2f}x of {len(found):>3}   {least:>5.2f}x {row['layer']}: {row['case']}")
 
 
 def listed(options, choice):

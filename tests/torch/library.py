@@ -24,10 +24,11 @@ INT, UINT, LONG, REAL, WORD = ctypes.c_int, ctypes.c_uint32, ctypes.c_int64, cty
 ROWS = fields(INT, "x_dtype w_dtype") + fields(UINT, "flags reserved") + \
     fields(LONG, "rows cols x_stride y_stride dx_stride dy_stride") + fields(REAL, "eps")
 CHANNELS = fields(INT, "x_dtype w_dtype layout") + fields(UINT, "flags") + fields(LONG, "n c hw")
+SUM_OF = [("p", REAL), *fields(LONG, "residual_stride sum_stride")]
 MOVING = CHANNELS + fields(REAL, "eps momentum")
 WHAT = {
-    "layernorm": struct("layernorm", *ROWS),
-    "rmsnorm": struct("rmsnorm", *ROWS, ("weight_offset", REAL)),
+    "layernorm": struct("layernorm", *ROWS, *SUM_OF),
+    "rmsnorm": struct("rmsnorm", *ROWS, ("weight_offset", REAL), *SUM_OF),
     "groupnorm": struct("groupnorm", *CHANNELS, ("groups", LONG), ("eps", REAL)),
     "batchnorm": struct("batchnorm", *MOVING),
     "instancenorm": struct("instancenorm", *MOVING),
@@ -38,10 +39,14 @@ NORM_BACKWARD = "dy x gamma mean rstd mean_lo dx dgamma dbeta".split()
 NORM_FORWARD = "x gamma beta y mean rstd mean_lo".split()
 TRAIN = "x gamma beta running_mean_in running_var_in running_mean_out running_var_out y mean rstd mean_lo".split()
 INFER = "x gamma beta running_mean running_var y rstd".split()
-DROPOUT = ["x", "y", "mask", ("seed", WORD), ("offset", WORD), "seed_ptr", "offset_ptr"]
+SEED = [("seed", WORD), ("offset", WORD), "seed_ptr", "offset_ptr"]
+DROPOUT = ["x", "y", "mask", *SEED]
+SUM_FORWARD = ["residual", "sum", "row_scale", "col_scale", *SEED]
+SUM_BACKWARD = ["sum", "dsum", "dresidual", "row_scale", "col_scale", *SEED]
 WITH = {
-    "layernorm_forward": NORM_FORWARD, "layernorm_backward": NORM_BACKWARD,
-    "rmsnorm_forward": "x gamma y rrms".split(), "rmsnorm_backward": "dy x gamma rrms dx dgamma".split(),
+    "layernorm_forward": NORM_FORWARD + SUM_FORWARD, "layernorm_backward": NORM_BACKWARD + SUM_BACKWARD,
+    "rmsnorm_forward": "x gamma y rrms".split() + SUM_FORWARD,
+    "rmsnorm_backward": "dy x gamma rrms dx dgamma".split() + SUM_BACKWARD,
     "groupnorm_forward": NORM_FORWARD, "groupnorm_backward": NORM_BACKWARD,
     "batchnorm_train": TRAIN, "batchnorm_infer": INFER, "batchnorm_backward": NORM_BACKWARD,
     "instancenorm_train": TRAIN, "instancenorm_infer": INFER, "instancenorm_backward": NORM_BACKWARD,
