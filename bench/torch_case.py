@@ -176,9 +176,12 @@ class Set:
 
 def kept_by_us(s, device):
     """What the library's dropout multiplies by: PyTorch's draws other numbers."""
-    kept = torch.ones(s.dims, device=device, dtype=torch.float64 if s.x == "f64" else torch.float32)
-    what = {"n": 1, "c": 1, "hw": s.count, "p": s.drop, "x_dtype": DTYPES["f64" if s.x == "f64" else "f32"][0]}
-    library.Call("dropout_forward", what, library.CUDA if device == "cuda" else library.CPU, device, x=kept, y=kept, seed=1).run()
+    code, real = DTYPES["f64" if s.x == "f64" else "f32"]
+    kept = torch.ones(s.dims, device=device, dtype=real)
+    what = {"x_dtype": code, "n": 1, "c": 1, "hw": s.count, "p": s.drop}
+    backend = library.CUDA if device == "cuda" else library.CPU
+    call = library.Call("dropout_forward", what, backend, device, x=kept, y=kept, seed=1)
+    call.run(torch.cuda.current_stream().cuda_stream if device == "cuda" else None)
     return kept.double()
 
 
