@@ -1,9 +1,12 @@
 /* emu_timing.c - events and graphs for the emulated device, so that the tool's CUDA half runs without a GPU. What is
  * captured is executed at once, a replay does nothing, and events read the host's clock: no time here means anything. */
 #include <cuda_runtime_api.h>
+#include <stdlib.h>
 
 #include "bench.h"
 #include "composed_kernels.h"
+#include "data.h"
+#include "loops.h"
 
 /* No cuBLAS works on an emulated device, so these are never called. */
 void composed_multiply(int n, const float *a, const float *b, float *out, struct CUstream_st *stream)
@@ -12,6 +15,29 @@ void composed_multiply(int n, const float *a, const float *b, float *out, struct
 }
 
 void composed_rsqrt(int n, float eps, float *v, struct CUstream_st *stream) { (void)n, (void)eps, (void)v, (void)stream; }
+
+static void *taken(const void *device, int64_t count, wf_dtype dtype)
+{
+    const size_t size = (size_t)count * dtype_size(dtype);
+    void *host = device ? malloc(size) : NULL;
+    if (host)
+        gpu_take(host, device, size);
+    return host;
+}
+
+/* The loops' own kernels are not for the emulator: the same on the host. */
+void scaled_sum_cuda(const ScaledSum *s, struct CUstream_st *stream)
+{
+    const int64_t count = s->rows * s->cols;
+    void *const a = taken(s->a, count, s->dtype), *const b = taken(s->b, count, s->dtype);
+    void *const by_row = taken(s->row_scale, s->rows, WF_F32), *const by_col = taken(s->col_scale, s->cols, s->scale_dtype);
+    ScaledSum host = *s;
+    (void)stream;
+    host.a = host.out = a, host.b = b, host.row_scale = by_row, host.col_scale = by_col;
+    scaled_sum(&host, 1);
+    gpu_put(s->out, a, (size_t)count * dtype_size(s->dtype));
+    free(a), free(b), free(by_row), free(by_col);
+}
 
 static double time_of[2];
 static int    events;

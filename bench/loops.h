@@ -16,7 +16,14 @@ typedef struct ScaledSum {
     void        *out;
 } ScaledSum;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
 bool loops_take(wf_dtype); /* f64 is not for them, nor f16 where the processor does not convert it */
 void scaled_sum(const ScaledSum *, int threads);
+void scaled_sum_cuda(const ScaledSum *, struct CUstream_st *); /* tensors on the device, aligned to 16 bytes */
+#ifdef __cplusplus
+}
+#endif
 
 #endif

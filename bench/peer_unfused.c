@@ -119,20 +119,34 @@ static void make_chain(Chain *s)
 
 static const char *unfused_open(void) { return "this library's calls, C loops between them"; }
 
+#ifdef WF_TEST_CUDA
+static const char *unfused_open_cuda(void) { return "this library's calls, plain kernels between them"; }
+#else
+static const char *unfused_open_cuda(void) { return NULL; }
+#endif
+
+static void *take(const Chain *s, size_t size) { return s->p->c->backend == WF_CUDA ? gpu_alloc(size) : host_alloc(size); }
+
+static void give_back(const Chain *s, void *memory)
+{
+    if (memory)
+        s->p->c->backend == WF_CUDA ? gpu_free(memory) : free(memory);
+}
+
 static void unfused_done(void *state)
 {
     Chain *s = state;
     for (int i = 0; i < s->steps; i++)
         plan_free(&s->step[i].p);
     for (int i = 0; i < SCRATCHES; i++)
-        free(s->scratch[i]);
-    free(s->workspace);
+        give_back(s, s->scratch[i]);
+    give_back(s, s->workspace);
     free(s);
 }
 
 static void *unfused_prepare(const Plan *p, double *bytes)
 {
-    if (!plan_is_dense(p) || !loops_take(p->c->x) || !loops_take(p->c->w))
+    if (!plan_is_dense(p) || p->c->misalign || !loops_take(p->c->x) || !loops_take(p->c->w))
         return NULL;
     Chain *s = calloc(1, sizeof *s);
     s->p = p;
@@ -140,10 +154,10 @@ static void *unfused_prepare(const Plan *p, double *bytes)
     size_t workspace = 1;
     for (int i = 0; i < s->steps; i++)
         workspace = s->step[i].p.workspace_size > workspace ? s->step[i].p.workspace_size : workspace;
-    s->workspace = host_alloc(workspace);
+    s->workspace = take(s, workspace);
     bool memory = s->workspace && s->steps;
     for (int i = 0; i < SCRATCHES && memory; i++)
-        memory = (s->scratch[i] = host_alloc((size_t)p->count * dtype_size(p->c->x))) != NULL;
+        memory = (s->scratch[i] = take(s, (size_t)p->count * dtype_size(p->c->x))) != NULL;
     *bytes = s->bytes;
     if (memory)
         return s;
@@ -151,14 +165,14 @@ static void *unfused_prepare(const Plan *p, double *bytes)
     return NULL;
 }
 
-static void run_loop(const Chain *s, const Step *step, char *const place[PLACES])
+static void run_loop(const Chain *s, const Step *step, char *const place[PLACES], struct CUstream_st *stream)
 {
     const Case *c = s->p->c;
     const ScaledSum loop = { .dtype = c->x, .scale_dtype = c->w, .rows = c->rows, .cols = c->cols, .a = place[step->a],
                              .b = step->b == NOWHERE ? NULL : place[step->b], .out = place[step->out],
                              .row_scale = step->scaled ? (const void *)place[T_ROW_SCALE] : NULL,
                              .col_scale = step->scaled ? place[T_COL_SCALE] : NULL };
-    scaled_sum(&loop, c->threads);
+    c->backend == WF_CUDA ? scaled_sum_cuda(&loop, stream) : scaled_sum(&loop, c->threads);
 }
 
 static bool unfused_call(void *state, char *slab, struct CUstream_st *stream)
@@ -169,7 +183,7 @@ static bool unfused_call(void *state, char *slab, struct CUstream_st *stream)
         place[t] = t < SCRATCH ? plan_tensor(s->p, slab, (Tensor)t) : s->scratch[t - SCRATCH];
     for (const Step *step = s->step; step < s->step + s->steps; step++) {
         if (!step->call) {
-            run_loop(s, step, place);
+            run_loop(s, step, place, stream);
             continue;
         }
         void *at[T_COUNT];
@@ -182,3 +196,4 @@ static bool unfused_call(void *state, char *slab, struct CUstream_st *stream)
 }
 
 const Peer peer_unfused = { "unfused", WF_CPU, unfused_open, unfused_prepare, unfused_call, unfused_done };
+const Peer peer_unfused_cuda = { "unfused_cuda", WF_CUDA, unfused_open_cuda, unfused_prepare, unfused_call, unfused_done };
