@@ -32,7 +32,7 @@ static const char help[] =
     "  --json FILE --csv FILE --md   results also as JSON, CSV; the table as Markdown\n"
     "  --svg FOLDER         a picture of each network there, and of all rates over size: sizes.svg\n"
     "  --compare BASE.json  an earlier run: SAME, FASTER or SLOWER; exit code 2 if any row is slower\n"
-    "  --explain            the byte formula of every row\n"
+    "  --explain            the byte formula of every row, and what it could attain by the copies and reads measured\n"
     "  --list               print the rows, network layer count case, and stop\n"
     "  --once               every row once, unchecked and untimed: what bench/instructions.py counts\n"
     "  --self-test          hold the checker to the tests' oracle and stop\n";

@@ -5,7 +5,8 @@
 
 Rows of the same case belong together whoever wrote them. First a line per operation, layout and dtype, worst first: rates
 against a copy, and the time of the best peer over the library's, each as the geometric mean and the worst row, for every
-number of threads; then networks' totals; then the rows in which a peer is faster. --rows: a line per row instead, worst first.
+number of threads; then networks' totals; then the rows in which a peer is faster. --rows: a line per row instead, worst first,
+with shares of what is attainable, too, and of that where what shares statistics is read twice.
 --svg: a picture of the first table, too."""
 
 import argparse
@@ -29,6 +30,7 @@ class Row:
         self.shape = " ".join(word for word in words if word.split("=")[0] not in ("threads", "backend"))
         self.layout = self.field.get("layout", "nchw") if "c" in self.field else "rows"
         self.percent, self.exact, self.times, self.ratio = None, False, {}, {}
+        self.attainable = ["", ""]  # percent; twice: with what is read again
 
     def add(self, row, facts):
         ours = row["times"][0]
@@ -36,6 +38,8 @@ class Row:
             self.exact = "percent_copy" in row
             self.percent = row["percent_copy"] if self.exact else 100 * ours["gbs"] / facts["copy_gbs"]
             self.times[LIBRARY] = ours
+            if row.get("attainable_us"):
+                self.attainable = [f"{100 * row[of] / ours['median_us']:.0f}" for of in ("attainable_us", "attainable_twice_us")]
         for time in row["times"][1:]:
             self.times[time["name"]], self.ratio[time["name"]] = time, time["ratio"]
 
@@ -189,12 +193,12 @@ def print_slower(rows):
 
 def print_rows(rows):
     names = list(dict.fromkeys(name for row in rows.values() for name in row.ratio))
-    line("network", "layer", "case", "us", "GB/s", "% of copy", *names)
-    line(*["---"] * (6 + len(names)))
+    line("network", "layer", "case", "us", "GB/s", "% of copy", "of attainable", "read twice", *names)
+    line(*["---"] * (8 + len(names)))
     for row in sorted(rows.values(), key=lambda row: row.percent):
         ours = row.times[LIBRARY]
         line(row.network, row.layer, row.case, f"{ours['median_us']:.1f}", f"{ours['gbs']:.1f}", f"{row.percent:.0f}",
-             *[f"{row.ratio[name]:.2f}x" if name in row.ratio else "" for name in names])
+             *row.attainable, *[f"{row.ratio[name]:.2f}x" if name in row.ratio else "" for name in names])
 
 
 def peers_of(facts):
