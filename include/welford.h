@@ -70,7 +70,8 @@ enum { /* what.flags. A flag that concerns another direction of the same operati
     WF_FROZEN     = 2, /* batchnorm, instancenorm backward: the statistics are constants (evaluation) */
     WF_FEATURES   = 4, /* dropout: one decision per (n, c), as PyTorch's Dropout1d, 2d, 3d         */
     WF_BIASED     = 8, /* batchnorm, instancenorm: the running variance is the biased one (ONNX, Flax) */
-    WF_SUM_F32    = 16 /* layernorm, rmsnorm: residual, sum and their gradients are float where x has 16 bits */
+    WF_SUM_F32    = 16, /* layernorm, rmsnorm: residual, sum and their gradients are float where x has 16 bits */
+    WF_GIVEN_MASK = 32 /* dropout backward: the decisions are those of mask, and none is drawn     */
 };
 enum { /* where.flags */
     WF_DRY_RUN = 1 << 16 /* check everything, enqueue nothing; `with` may be NULL: "is this supported?". On CUDA it also
@@ -347,8 +348,9 @@ WF_API size_t wf_instancenorm_backward_workspace(const wf_instancenorm *what, wf
 
 /* ---- Dropout -----------------------------------------------------------------------------------------------------
  * y[i] = keep(u) ? x[i] * s : +0,  s = 1 / (1 - p), a select: a dropped NaN or Inf is +0. p = 0 copies, p = 1 gives
- * zeros. Evaluation is not calling it. Nothing is saved for the backward pass: keep is a specified function of
- * (seed, offset, u), so every back-end, launch shape and pass agrees bit for bit.
+ * zeros. Evaluation is not calling it. Nothing need be saved for the backward pass: keep is a specified function of
+ * (seed, offset, u), so every back-end, launch shape and pass agrees bit for bit. With WF_GIVEN_MASK backward reads it
+ * from the mask that forward wrote, or from any other, which is faster on a CPU.
  *
  * u = the element's index in memory; with WF_FEATURES u = i * what.c + j for sample i and channel j, in both layouts.
  * keep(u): word u % 4 of Philox4x32-10 with key = {seed lo, seed hi} and counter = {offset lo, offset hi, block lo,
@@ -365,7 +367,7 @@ typedef struct wf_dropout {
     wf_dtype        x_dtype;
     wf_dropout_kind kind;
     wf_layout       layout;  /* matters with WF_FEATURES only                                       */
-    uint32_t        flags;   /* WF_FEATURES                                                         */
+    uint32_t        flags;   /* WF_FEATURES, WF_GIVEN_MASK                                          */
     int64_t         n, c, hw; /* n * c * hw elements                                                */
     double          p;       /* probability to DROP, 0 <= p <= 1                                    */
 } wf_dropout;
@@ -374,7 +376,8 @@ typedef struct wf_dropout_args {
     const void     *x;            /* backward: dy                                                   */
     void           *y;            /* backward: dx; may be x                                         */
     uint8_t        *mask;         /* forward writes bit u % 8 of byte u / 8: 1 = kept; ceil(units / 8) bytes, spare bits 0;
-                                     NULL = not wanted; backward ignores it                         */
+                                     NULL = not wanted. Backward ignores it, but with WF_GIVEN_MASK reads it (needed
+                                     then; spare bits are ignored) and ignores seed, offset and pointers to them */
     uint64_t        seed, offset; /* a call uses up ONE offset, whatever its size                   */
     const uint64_t *seed_ptr;     /* NULL, or in back-end memory, read when the kernel runs: replaces seed */
     const uint64_t *offset_ptr;   /* NULL, or likewise: added to offset. A replayed CUDA graph then draws anew; neither is

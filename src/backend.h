@@ -80,6 +80,7 @@ struct dropout {
     wf_layout layout;
     bool      features; /* u counts (n, c) pairs, not elements */
     bool      shifted;  /* alpha dropout's forward pass: add shift, a rounding of its own */
+    bool      given;    /* keep(u) is read from mask, not drawn; else mask is written, or NULL */
     int64_t   n, c, hw;
     uint64_t  threshold;              /* keep where the random word is less; 0 to 2^32 */
     double    scale, shift, dropped;  /* to be rounded once to the arithmetic type */

@@ -289,10 +289,13 @@ int check_output(struct call *call, const char *name, void *data, struct buffer_
     return i;
 }
 
-void check_bytes(struct call *call, const char *name, uint8_t *data, int64_t size)
+void check_bytes(struct call *call, const char *name, const uint8_t *data, int64_t size, enum need need, bool output)
 {
-    if (!call->status && !call->absent && data)
-        add_buffer(call, (struct buffer){name, (const char *)data, 1, size, size, -1, true});
+    if (call->status || call->absent)
+        return;
+    check_that(call, data || need == OPTIONAL || call->empty, "%s = NULL", name);
+    if (data)
+        add_buffer(call, (struct buffer){name, (const char *)data, 1, size, size, -1, output});
 }
 
 /* The least i >= 0 with low <= a i mod m <= high (0 <= low <= high < m, 0 <= a < m), or -1: Euclid's algorithm on the

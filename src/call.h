@@ -70,8 +70,8 @@ struct buffer_shape vector_of(wf_dtype dtype, int64_t count);
 int check_input(struct call *call, const char *name, const void *data, struct buffer_shape shape, enum need need);
 int check_output(struct call *call, const char *name, void *data, struct buffer_shape shape, enum need need, int alias);
 
-/* An output of bytes, which may alias nothing. */
-void check_bytes(struct call *call, const char *name, uint8_t *data, int64_t size);
+/* An input or output of bytes, which may alias nothing. */
+void check_bytes(struct call *call, const char *name, const uint8_t *data, int64_t size, enum need need, bool output);
 
 /* Runs f(arg) rounding to nearest with subnormals, whatever the caller's thread has set. The compiler must not see f
  * and the mode together, for it knows no order between them: call it through this pointer only. */

@@ -35,7 +35,7 @@ static struct dropout import_what(struct call *call, const wf_dropout *what, boo
     CALL_IMPORT(call, w, what);
     check_dtypes(call, w.x_dtype, w.x_dtype);
     check_that(call, w.kind == WF_DROPOUT || w.kind == WF_ALPHA_DROPOUT, "kind = %d", (int)w.kind);
-    check_flags(call, w.flags, WF_FEATURES, 0);
+    check_flags(call, w.flags, WF_FEATURES | WF_GIVEN_MASK, 0);
     check_channels(call, w.layout, w.n, w.c, w.hw);
     check_fraction(call, "p", w.p);
     if (call->status)
@@ -44,6 +44,7 @@ static struct dropout import_what(struct call *call, const wf_dropout *what, boo
     struct dropout p = {.x_dtype = w.x_dtype,
                         .layout = w.layout,
                         .features = w.flags & WF_FEATURES,
+                        .given = !forward && w.flags & WF_GIVEN_MASK,
                         .n = w.n,
                         .c = w.c,
                         .hw = w.hw};
@@ -59,8 +60,9 @@ static wf_status solve(const char *operation, const wf_dropout *what, const wf_d
     call_open(&call, operation, where);
     struct dropout p = import_what(&call, what, forward);
     call_import_args(&call, &a, sizeof a, with);
-    p.x = a.x, p.y = a.y, p.mask = forward ? a.mask : NULL;
-    p.seed = a.seed, p.offset = a.offset, p.seed_ptr = a.seed_ptr, p.offset_ptr = a.offset_ptr;
+    p.x = a.x, p.y = a.y, p.mask = forward || p.given ? a.mask : NULL;
+    if (!p.given)
+        p.seed = a.seed, p.offset = a.offset, p.seed_ptr = a.seed_ptr, p.offset_ptr = a.offset_ptr;
 
     const struct buffer_shape elements = vector_of(p.x_dtype, p.n * p.c * p.hw), word = vector_of(WF_F64, 1);
     const int64_t             units = p.features ? p.n * p.c : p.n * p.c * p.hw;
@@ -68,7 +70,9 @@ static wf_status solve(const char *operation, const wf_dropout *what, const wf_d
     check_input(&call, "seed_ptr", p.seed_ptr, word, OPTIONAL);
     check_input(&call, "offset_ptr", p.offset_ptr, word, OPTIONAL);
     check_output(&call, "y", p.y, elements, NEEDED, x);
-    check_bytes(&call, "mask", p.mask, (units + 7) / 8);
+    check_bytes(&call, "mask", p.mask, (units + 7) / 8, p.given ? NEEDED : OPTIONAL, !p.given);
+    if (p.given && p.scale == 0) /* p = 1: nothing is kept, whatever the mask says */
+        p.given = false, p.mask = NULL;
     return call_close(&call, call_ready(&call) ? call.backend->dropout(&p, &call) : call.status);
 }
 

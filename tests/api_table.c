@@ -58,12 +58,16 @@
         WANTED(with, dx, EXTENT_DX, "dy"), WANTED(with, dgamma, EXTENT_PARAMETER, NULL)
 #define DROPOUT_FIELDS                                                                                                 \
     CHANNEL_FIELDS(wf_dropout), FIELD(wf_dropout, kind, FIELD_DROPOUT_KIND), FIELD(wf_dropout, p, FIELD_FRACTION)
+#define DROPOUT_ACTIVATIONS NEEDED(wf_dropout_args, x, EXTENT_X), RESULT(wf_dropout_args, y, EXTENT_Y, "x")
 #define DROPOUT_BUFFERS                                                                                                \
-    NEEDED(wf_dropout_args, x, EXTENT_X), RESULT(wf_dropout_args, y, EXTENT_Y, "x"),                                   \
-        OPTIONAL(wf_dropout_args, seed_ptr, EXTENT_WORD), OPTIONAL(wf_dropout_args, offset_ptr, EXTENT_WORD)
+    DROPOUT_ACTIVATIONS, OPTIONAL(wf_dropout_args, seed_ptr, EXTENT_WORD),                                             \
+        OPTIONAL(wf_dropout_args, offset_ptr, EXTENT_WORD)
 
-enum { ROW_FLAGS = WF_ACCUMULATE | WF_SUM_F32 };
-enum { CHANNEL_FLAGS = WF_ACCUMULATE | WF_FROZEN | WF_BIASED };
+enum {
+    ROW_FLAGS = WF_ACCUMULATE | WF_SUM_F32,
+    CHANNEL_FLAGS = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
+    DROPOUT_FLAGS = WF_FEATURES | WF_GIVEN_MASK
+};
 
 const Operation operations[OPERATIONS] = {
     {OPERATION(layernorm_forward, wf_layernorm), sizeof(wf_layernorm_forward_args), ROW_FLAGS,
@@ -119,10 +123,12 @@ const Operation operations[OPERATIONS] = {
      {NORM_FIELDS(wf_instancenorm)}, {INFER_BUFFERS(wf_instancenorm_infer_args)}},
     {OPERATION(instancenorm_backward, wf_instancenorm), sizeof(wf_instancenorm_backward_args), CHANNEL_FLAGS,
      {NORM_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES)}},
-    {OPERATION(dropout_forward, wf_dropout), sizeof(wf_dropout_args), WF_FEATURES,
+    {OPERATION(dropout_forward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
      {DROPOUT_FIELDS}, {DROPOUT_BUFFERS, WANTED(wf_dropout_args, mask, EXTENT_MASK, NULL)}},
-    {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), WF_FEATURES,
+    {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
      {DROPOUT_FIELDS}, {DROPOUT_BUFFERS}},
+    {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
+     {DROPOUT_FIELDS}, {DROPOUT_ACTIVATIONS, NEEDED(wf_dropout_args, mask, EXTENT_MASK)}},
 };
 
 const Field *api_field(const Operation *op, const char *name)
@@ -314,6 +320,9 @@ void api_begin(ApiCall *c, const Operation *op, int64_t rows)
         api_set_double(c, "momentum", .1);
     if (api_field(op, "p"))
         api_set_double(c, "p", .5);
+    const Buffer *mask = api_buffer(op, "mask");
+    if (mask && !mask->output)
+        api_set_integer(c, "flags", WF_GIVEN_MASK);
     api_fit(c);
 }
 

@@ -45,7 +45,7 @@ typedef struct Operation {
     Buffer buffer[MAX_BUFFERS];
 } Operation;
 
-enum { OPERATIONS = 18 }; /* a norm of a sum counts as one of its own */
+enum { OPERATIONS = 19 }; /* a norm of a sum, and dropout with a given mask, count as operations of their own */
 extern const Operation operations[OPERATIONS];
 
 typedef struct ApiCall {

@@ -109,12 +109,13 @@ static int compare(const wf_dropout *what, int backward, const uint8_t *keep, co
     return 0;
 }
 
-static int compare_mask(int backward, const uint8_t *keep, int64_t units, const uint8_t *mask, char *message,
+/* before: the mask of a backward pass, which must stay as it was. */
+static int compare_mask(const uint8_t *before, const uint8_t *keep, int64_t units, const uint8_t *mask, char *message,
                         size_t message_size)
 {
     for (int64_t byte = 0; byte < (units + 7) / 8; byte++) {
-        int want = backward ? 0xa5 : 0; /* guard_alloc's filling: not written */
-        for (int bit = 0; !backward && bit < 8 && 8 * byte + bit < units; bit++)
+        int want = before ? before[byte] : 0;
+        for (int bit = 0; !before && bit < 8 && 8 * byte + bit < units; bit++)
             want |= keep[8 * byte + bit] << bit;
         if (mask[byte] == want)
             continue;
@@ -156,7 +157,7 @@ static int take_back(Memory memory[MEMORIES], wf_backend backend)
 
 int run_dropout(const Case *c, char *message, size_t message_size)
 {
-    const int backward = c->op == DROPOUT_BACKWARD;
+    const int backward = c->op == DROPOUT_BACKWARD, given = backward && c->flags & WF_GIVEN_MASK;
     const size_t size = c->x == WF_F64 ? 8 : c->x == WF_F32 ? 4 : 2, shift = (size_t)c->misalign * size % 64;
     const wf_dropout what = {.size = sizeof what, .x_dtype = c->x, .kind = (wf_dropout_kind)c->kind, .layout = c->layout,
                              .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p};
@@ -175,15 +176,18 @@ int run_dropout(const Case *c, char *message, size_t message_size)
     char *const x = m[X].host, *const y = c->inplace ? x : m[Y].host;
     uint64_t *const pointed = m[POINTED].host;
     void *before = malloc(x_size + 1);
-    uint8_t *keep = malloc((size_t)units + 1);
+    uint8_t *keep = malloc((size_t)units + 1), *mask_before = malloc(mask_size + 1);
     uint64_t state = c->seed ^ (uint64_t)count;
     for (int64_t i = 0; i < count; i++) {
         const uint64_t bits = element(c->x, &state);
         memcpy(x + (size_t)i * size, &bits, size);
     }
     memcpy(before, x, x_size);
+    for (size_t i = 0; m[MASK].host && i < mask_size; i++) /* given, or to be written, or ignored */
+        ((uint8_t *)m[MASK].host)[i] = mask_before[i] = (uint8_t)(next_random(&state) >> 56);
     for (int64_t u = 0; u < units; u++)
-        keep[u] = (uint8_t)oracle_dropout_keep(c->p, c->seed, c->offset, (uint64_t)u);
+        keep[u] = given ? c->p < 1 && mask_before[u / 8] >> u % 8 & 1
+                        : (uint8_t)oracle_dropout_keep(c->p, c->seed, c->offset, (uint64_t)u);
     const uint64_t seed = c->seed, added = c->offset ^ UINT64_C(0xfedcba9876543210);
     pointed[0] = seed, pointed[1] = added;
 
@@ -224,7 +228,8 @@ int run_dropout(const Case *c, char *message, size_t message_size)
         snprintf(message, message_size, "x was written");
     else
         bad = compare(&what, backward, keep, before, y, size, message, message_size) ||
-              (m[MASK].host && compare_mask(backward, keep, units, m[MASK].host, message, message_size));
+              (m[MASK].host &&
+               compare_mask(backward ? mask_before : NULL, keep, units, m[MASK].host, message, message_size));
 
     if (p)
         pool_free(p);
@@ -232,6 +237,7 @@ int run_dropout(const Case *c, char *message, size_t message_size)
         guard_free(m[i].host);
     free(before);
     free(keep);
+    free(mask_before);
     return bad;
 }
 

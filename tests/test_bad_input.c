@@ -73,6 +73,8 @@ START_TEST(flags)
         const uint32_t flag = UINT32_C(1) << bit;
         ApiCall c;
         char mentions[64];
+        if (flag == WF_GIVEN_MASK && op->flags & flag && !api_buffer(op, "mask"))
+            continue; /* that makes it the next operation */
         snprintf(mentions, sizeof mentions, "flags = 0x%" PRIx32, flag);
         api_begin(&c, op, 0);
         api_set_integer(&c, "flags", flag);

@@ -38,6 +38,9 @@ static void check_both_directions(Case c)
     c.op = DROPOUT_BACKWARD;
     if (!left_out(&c))
         check_dropout(&c);
+    c.flags |= WF_GIVEN_MASK;
+    if (!left_out(&c) && !(c.null & NULL_MASK))
+        check_dropout(&c);
 }
 
 static void check_variants(Case c)
@@ -136,6 +139,31 @@ START_TEST(any_threads)
             c.layout = order % 2 ? WF_NHWC : WF_NCHW;
             check_both_directions(c);
         }
+}
+END_TEST
+
+/* One `what` for both directions: forward writes the mask, and backward gives the same bits from it as from the seed. */
+START_TEST(mask_of_forward)
+{
+    static const uint32_t flags[] = {0, WF_FEATURES};
+    enum { N = 3, C = 37, HW = 29, COUNT_X = N * C * HW };
+    float dy[COUNT_X], dx[2][COUNT_X];
+    uint8_t mask[(COUNT_X + 7) / 8] = {0};
+    wf_dropout what = {.size = sizeof what, .kind = (wf_dropout_kind)(_i / 2), .layout = WF_NHWC, .flags = flags[_i % 2],
+                       .n = N, .c = C, .hw = HW, .p = .3};
+    wf_dropout_args with = {.size = sizeof with, .x = dy, .y = dx[0], .mask = mask, .seed = 7};
+    const wf_exec where = {.size = sizeof where};
+    for (int i = 0; i < COUNT_X; i++)
+        dy[i] = (float)i - 1000;
+    ck_assert(wf_dropout_backward(&what, &with, &where) == WF_OK);
+    what.flags |= WF_GIVEN_MASK;
+    with.y = dx[1];
+    ck_assert(wf_dropout_forward(&what, &with, &where) == WF_OK);
+    with.seed = 8;
+    ck_assert(wf_dropout_backward(&what, &with, &where) == WF_OK);
+    ck_assert_mem_eq(dx[0], dx[1], sizeof dx[0]);
+    with.mask = NULL;
+    ck_assert(wf_dropout_backward(&what, &with, &where) == WF_INVALID);
 }
 END_TEST
 
@@ -240,6 +268,7 @@ Suite *dropout_suite(void)
     tcase_add_test(t, any_threads);
     tcase_add_test(t, any_fpmode);
     tcase_add_test(t, seeds_and_offsets);
+    tcase_add_loop_test(t, mask_of_forward, 0, 4);
     tcase_add_test(t, random_cases);
 #ifndef __SANITIZE_THREAD__ /* which needs 32 GB to watch 8 */
     if (!quick() && tested_backend() == WF_CPU)

@@ -1,4 +1,4 @@
-/* Dropout on the CPU: y = keep(u) ? x * scale [+ shift] : dropped, with keep(u) from Philox. */
+/* Dropout on the CPU: y = keep(u) ? x * scale [+ shift] : dropped, with keep(u) from Philox or a given mask. */
 #include "keep.h"
 
 struct dropout_run {
@@ -7,6 +7,16 @@ struct dropout_run {
     real                  scale, shift, dropped;
     bool                  stream;
 };
+
+/* As decide(), or the bits that are given. */
+static int64_t units_of(const struct dropout_run *r, int64_t first, int64_t n, uint8_t *units)
+{
+    if (!r->p->given)
+        return decide(&r->keep, first, n, units);
+    const int64_t skip = first % 8;
+    memcpy(units, r->p->mask + first / 8, (size_t)(skip + n + 7) / 8);
+    return skip;
+}
 
 /* Bit u % 8 of byte u / 8; first is a multiple of STEP, bits past n are 0. */
 static void write_mask(uint8_t *mask, int64_t first, int64_t n, const uint8_t *units)
@@ -113,14 +123,14 @@ static void drop_elements(void *arg, int64_t begin, int64_t end)
 {
     const struct dropout_run *r = arg;
     const int64_t             total = r->p->n * r->p->c * r->p->hw;
-    const bool                ahead = AHEAD && r->p->threshold != 0;
+    const bool                ahead = AHEAD && r->p->threshold != 0 && !r->p->given;
     uint8_t                   units[2][UNITS_SIZE]; /* this tile's and the next one's */
     for (int64_t tile = begin; tile < end; tile++) {
         const int64_t  at = tile * TILE, n = min64(TILE, total - at);
         uint8_t *const now = units[tile % 2], *const next = units[(tile + 1) % 2];
         if (!ahead || tile == begin)
-            decide(&r->keep, at, n, now);
-        if (r->p->mask)
+            units_of(r, at, n, now);
+        if (r->p->mask && !r->p->given)
             write_mask(r->p->mask, at, n, now);
         drop_tile(r, at, n, now, 0, ahead && tile + 1 < end ? next : NULL);
     }
@@ -136,7 +146,7 @@ static void drop_lines(void *arg, int64_t begin, int64_t end)
     uint8_t                   all[UNITS_SIZE], units[UNITS_SIZE];
     memset(all, 0xff, sizeof all);
     for (int64_t first = begin; first < end; first += TILE) {
-        const int64_t lines = min64(TILE, end - first), skip = decide(&r->keep, first, lines, units);
+        const int64_t lines = min64(TILE, end - first), skip = units_of(r, first, lines, units);
         for (int64_t i = 0; i < lines; i++) {
             const bool kept = units[(skip + i) / 8] >> (skip + i) % 8 & 1;
             for (int64_t done = 0; done < hw; done += TILE)
@@ -155,7 +165,7 @@ static void drop_rows(void *arg, int64_t begin, int64_t end)
         const int64_t sample = first / hw, last = min64(end, (sample + 1) * hw);
         for (int64_t col = 0; col < c; col += TILE) {
             uint8_t       units[UNITS_SIZE];
-            const int64_t n = min64(TILE, c - col), skip = decide(&r->keep, sample * c + col, n, units);
+            const int64_t n = min64(TILE, c - col), skip = units_of(r, sample * c + col, n, units);
             for (int64_t row = first; row < last; row++)
                 drop_tile(r, row * c + col, n, units, skip, NULL);
         }
@@ -196,7 +206,7 @@ static void dropout(const struct dropout *p, const struct cpu_run *run)
         cpu_parallel(run, ceil_div(total, TILE), tile_grain, drop_elements, &r);
         return;
     }
-    if (p->mask)
+    if (p->mask && !p->given)
         cpu_parallel(run, ceil_div(units, TILE), tile_grain, mask_units, &r);
     if (total == 0)
         return;

@@ -2,10 +2,10 @@
  *
  *     y = keep(u) ? x * scale + shift : dropped
  *
- * keep(u) compares word u % 4 of Philox block u / 4 with the threshold: regenerated from the index, never read. So it does
- * not matter which thread has which elements. At 16 bits the integer pipes are the next limit behind memory: of the 320
- * instructions for 16 elements (sm_90), 76 are Philox's products and 80 its exclusive ors; the round keys take none, for the
- * seed is made uniform. */
+ * keep(u) compares word u % 4 of Philox block u / 4 with the threshold: regenerated from the index, so it does not matter
+ * which thread has which elements. Or it is bit u of a mask that is given. At 16 bits the integer pipes are the next limit
+ * behind memory: of the 320 instructions for 16 elements (sm_90), 76 are Philox's products and 80 its exclusive ors; the round
+ * keys take none, for the seed is made uniform. */
 #include "decisions.cuh"
 #include "prim/divisor.cuh"
 
@@ -30,7 +30,7 @@ template <class T> struct Dropout {
     dev::global<uint8_t> mask;
     int64_t              count; /* elements */
     real_of<T>           scale, shift, dropped; /* shift: -0 where there is none, which changes no number */
-    bool                 wide;
+    bool                 wide, given;
     Decision             decision;
     int64_t              line_size; /* features: elements of a channel of a sample (channels first), else channels */
     Divisor              by_line, by_sample; /* a sample has hw lines, channels last */
@@ -52,31 +52,51 @@ WF_ON_DEVICE void write_vector(const Dropout<T> &p, int64_t at, int valid, const
     store_reals<true>(p.y, at, valid, p.wide, y);
 }
 
-/* drop(at, valid, packed) for every vector of x. All threads of a block call it equally often, with valid = 0 past the end. */
-template <class T, class F> WF_ON_DEVICE void sweep(const Dropout<T> &p, F drop)
+/* Bit j: element at + j is kept. */
+template <class T>
+WF_ON_DEVICE void write_vector(const Dropout<T> &p, int64_t at, int valid, const dev::vec<T, vec_of<T>> &packed, unsigned bits)
+{
+    bool keep[vec_of<T>];
+#pragma unroll
+    for (int j = 0; j < vec_of<T>; j++)
+        keep[j] = bits >> j & 1;
+    write_vector(p, at, valid, packed, keep);
+}
+
+/* drop(at, valid, packed, more) for every vector of x, `more` being what fetch(at, valid) loaded along with it. All threads of
+ * a block call it equally often, with valid = 0 past the end. */
+template <class T, class L, class F> WF_ON_DEVICE void sweep(const Dropout<T> &p, L fetch, F drop)
 {
     using P = Dropout<T>;
     constexpr int V = P::V;
     for (int64_t tile = (int64_t)blockIdx.x * P::TILE; tile < p.count; tile += (int64_t)gridDim.x * P::TILE) {
         const int64_t first = tile + threadIdx.x * V;
         if (p.wide && p.count - tile >= P::TILE) {
-            dev::vec<T, V> packed[VECTORS];
+            dev::vec<T, V>            packed[VECTORS];
+            decltype(fetch(first, V)) more[VECTORS];
 #pragma unroll
             for (int k = 0; k < VECTORS; k++)
                 packed[k] = dev::load_vec_stream<V>(p.x, first + k * P::STEP);
 #pragma unroll
             for (int k = 0; k < VECTORS; k++)
-                drop(first + k * P::STEP, V, packed[k]);
+                more[k] = fetch(first + k * P::STEP, V);
+#pragma unroll
+            for (int k = 0; k < VECTORS; k++)
+                drop(first + k * P::STEP, V, packed[k], more[k]);
         } else {
 #pragma unroll 1
             for (int k = 0; k < VECTORS; k++) {
                 const int64_t at = first + k * P::STEP, left = p.count - at;
                 const int     valid = left > 0 ? (int)smallest<int64_t>(left, V) : 0;
-                drop(at, valid, load_packed<true, V>(p.x, at, valid, p.wide));
+                drop(at, valid, load_packed<true, V>(p.x, at, valid, p.wide), fetch(at, valid));
             }
         }
     }
 }
+
+struct Nothing {};
+
+WF_ON_DEVICE Nothing fetch_nothing(int64_t, int) { return {}; }
 
 /* ---- a decision for each element --------------------------------------------------------------------------------- */
 
@@ -118,7 +138,7 @@ template <class T, bool MASK>
 __global__ void __launch_bounds__(THREADS, MASK ? MASK_BLOCKS : ELEMENTS_BLOCKS) dropout__elements(Dropout<T> p)
 {
     const Random random(p.decision);
-    sweep(p, [&](int64_t at, int valid, const auto &packed) {
+    sweep(p, fetch_nothing, [&](int64_t at, int valid, const auto &packed, Nothing) {
         bool keep[vec_of<T>];
         decide(p.decision, random, at, keep);
         write_vector(p, at, valid, packed, keep);
@@ -127,19 +147,39 @@ __global__ void __launch_bounds__(THREADS, MASK ? MASK_BLOCKS : ELEMENTS_BLOCKS)
     });
 }
 
+/* The elements of a vector have their bits in one byte. */
+template <class T> __global__ void __launch_bounds__(THREADS, ELEMENTS_BLOCKS) dropout__elements_of_mask(Dropout<T> p)
+{
+    const auto bits_of_vector = [&](int64_t at, int valid) {
+        return valid > 0 ? (unsigned)dev::load_stream(p.mask, at / MASK_UNITS) >> at % MASK_UNITS : 0u;
+    };
+    sweep(p, bits_of_vector, [&](int64_t at, int valid, const auto &packed, unsigned bits) {
+        write_vector(p, at, valid, packed, bits);
+    });
+}
+
 /* ---- a decision for each (sample, channel) ----------------------------------------------------------------------- */
 
-/* Bit j: element at + j is kept. The vector is walked in runs: elements of one unit (channels first), or of consecutive
- * units of one Philox block and one line (channels last). */
-template <class T, bool LAST> WF_ON_DEVICE unsigned decide_features(const Dropout<T> &p, const Random &random, int64_t at)
+/* Bit i: unit 4 block + i is kept. */
+template <class T> WF_ON_DEVICE unsigned keep_block(const Dropout<T> &p, const Random &random, int64_t block)
+{
+    constexpr int BLOCKS = MASK_UNITS / BLOCK_UNITS; /* with bits in a byte */
+    return p.given ? (unsigned)dev::load(p.mask, block / BLOCKS) >> block % BLOCKS * BLOCK_UNITS
+                   : decide_block(p.decision, random, block);
+}
+
+/* Bit j: element at + j is kept, if that is there. The vector is walked in runs: elements of one unit (channels first), or of
+ * consecutive units of one Philox block and one line (channels last). */
+template <class T, bool LAST>
+WF_ON_DEVICE unsigned decide_features(const Dropout<T> &p, const Random &random, int64_t at, int valid)
 {
     constexpr int V = vec_of<T>;
     unsigned      bits = 0;
     int64_t       line = p.by_line.quotient(at), place = at - line * p.line_size; /* place: of the element in its line */
 #pragma unroll 1
-    for (int j = 0; j < V;) {
+    for (int j = 0; j < valid;) {
         const int64_t  unit = LAST ? p.by_sample.quotient(line) * p.line_size + place : line;
-        const unsigned kept = decide_block(p.decision, random, unit / BLOCK_UNITS) >> unit % BLOCK_UNITS;
+        const unsigned kept = keep_block(p, random, unit / BLOCK_UNITS) >> unit % BLOCK_UNITS;
         const int      most = LAST ? smallest(V - j, BLOCK_UNITS - (int)(unit % BLOCK_UNITS)) : V - j;
         const int      run = (int)smallest<int64_t>(most, p.line_size - place);
         const unsigned ones = (1u << run) - 1;
@@ -154,15 +194,9 @@ template <class T, bool LAST> WF_ON_DEVICE unsigned decide_features(const Dropou
 
 template <class T, bool LAST> WF_ON_DEVICE void drop_features(const Dropout<T> &p)
 {
-    constexpr int V = vec_of<T>;
-    const Random  random(p.decision);
-    sweep(p, [&](int64_t at, int valid, const auto &packed) {
-        const unsigned bits = decide_features<T, LAST>(p, random, at);
-        bool           keep[V];
-#pragma unroll
-        for (int j = 0; j < V; j++)
-            keep[j] = bits >> j & 1;
-        write_vector(p, at, valid, packed, keep);
+    const Random random(p.decision);
+    sweep(p, fetch_nothing, [&](int64_t at, int valid, const auto &packed, Nothing) {
+        write_vector(p, at, valid, packed, decide_features<T, LAST>(p, random, at, valid));
     });
 }
 
@@ -209,6 +243,7 @@ template <class F> void with_params(const Problem &p, F f)
         q.count = p.n * p.c * p.hw;
         q.scale = (R)p.scale, q.shift = p.shifted ? (R)p.shift : (R)-0.0, q.dropped = (R)p.dropped;
         q.wide = row_is_wide<vec_of<T>>(q.x, 1, 0) && row_is_wide<vec_of<T>>(q.y, 1, 0);
+        q.mask = buffer<uint8_t>(p.mask), q.given = p.given;
         q.decision = decision_of(p);
         if (q.count > 0)
             f(q, dim3(grid_for(ceil_div(q.count, Dropout<T>::TILE))));
@@ -226,9 +261,10 @@ bool elements_take(const Problem &p)
 void elements_launch(const Problem &p, Run &run)
 {
     with_params(p, [&](auto q, dim3 grid) {
-        q.mask = buffer<uint8_t>(p.mask);
         using T = typename decltype(q)::X;
-        if (p.mask || run.load_only)
+        if (p.given || run.load_only)
+            start(run, {grid, dim3(THREADS)}, dropout__elements_of_mask<T>, q);
+        if ((p.mask && !p.given) || run.load_only)
             start(run, {grid, dim3(THREADS)}, dropout__elements<T, true>, q);
         if (!p.mask || run.load_only)
             start(run, {grid, dim3(THREADS)}, dropout__elements<T, false>, q);
@@ -243,7 +279,7 @@ template <wf_layout LAYOUT> bool features_take(const Problem &p)
 template <wf_layout LAYOUT> void features_launch(const Problem &p, Run &run)
 {
     const int64_t units = p.n * p.c;
-    if (units > 0 && (p.mask || run.load_only)) {
+    if (units > 0 && ((p.mask && !p.given) || run.load_only)) {
         const unsigned grid = grid_for(ceil_div(units, THREADS * MASK_UNITS));
         start(run, {dim3(grid), dim3(THREADS)}, dropout_mask__features, Mask{buffer<uint8_t>(p.mask), units, decision_of(p)});
     }

@@ -67,7 +67,8 @@ static bool is_absent(const Case *c, const Buffer *b)
 static const Operation *operation_of(const Case *c)
 {
     const Operation *op = operations;
-    while (strcmp(op->name, op_name(c->op)) || (case_adds(c) && !api_buffer(op, "sum")))
+    const char *const part = case_adds(c) ? "sum" : c->flags & WF_GIVEN_MASK ? "mask" : "x"; /* which only the wanted one has */
+    while (strcmp(op->name, op_name(c->op)) || !api_buffer(op, part))
         op++;
     return op;
 }

@@ -129,6 +129,7 @@ Buffer  buffer_of(const Call *call, int field);
 /* A sane `what`: enumerators exist, no size is negative, and no buffer has more than MAX_ELEMENTS elements. */
 bool    is_small(const Operation *op, const What *what);
 int64_t statistics_count(const Operation *op, const What *what);
+bool    is_output(const Call *call, int field);         /* the call may write it */
 int64_t span_of(const Buffer *buffer);                  /* bytes from its first to its last element */
 bool    holds(const Buffer *buffer, const uint8_t *at); /* this byte belongs to one of its elements */
 bool    what_is_bad(const Call *call);                  /* WF_INVALID whatever the rest of the call is */

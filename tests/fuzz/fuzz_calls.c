@@ -205,7 +205,7 @@ static void check_untouched(const Call *call, bool outputs, const wf_exec *where
                 continue;
             bool legal = outputs && (uintptr_t)at - (uintptr_t)where->workspace < where->workspace_size;
             for (int k = 0; outputs && !legal && k < call->op->fields; k++)
-                legal = call->op->field[k].output && call->buffer[k].at != NULL && holds(&call->buffer[k], at);
+                legal = is_output(call, k) && call->buffer[k].at != NULL && holds(&call->buffer[k], at);
             if (!legal)
                 found("%s changed byte %td of slot %d (%p)%s", call->op->name, at - slot[i].low, i, (void *)at,
                       where->flags & WF_DRY_RUN ? " in a dry run" : "");
@@ -231,7 +231,7 @@ static void check_same_bits(const Call *call, const int home[MAX_FIELDS])
 {
     for (int i = 0; i < call->op->fields; i++) {
         const Buffer *b = &call->buffer[i];
-        if (!call->op->field[i].output || b->at == NULL)
+        if (!is_output(call, i) || b->at == NULL)
             continue;
         const uint8_t *was = first[home[i]] + (b->at - slot[home[i]].low);
         for (int64_t row = 0; row < b->rows; row++)

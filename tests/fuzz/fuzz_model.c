@@ -288,7 +288,7 @@ static Verdict judge_what(const Operation *op, const What *w)
         [GROUPNORM] = WF_ACCUMULATE,
         [BATCHNORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
         [INSTANCENORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
-        [DROPOUT] = WF_FEATURES,
+        [DROPOUT] = WF_FEATURES | WF_GIVEN_MASK,
     };
     Verdict v = bad_if(element_size(w->x_dtype) == 0 || (op->norm != DROPOUT && element_size(w->w_dtype) == 0));
     v = worse(v, bad_if(w->flags & ~flags[op->norm]));
@@ -394,6 +394,23 @@ static bool same_place(const Buffer *a, const Buffer *b)
     return a->at == b->at && a->rows == b->rows && a->cols == b->cols && (a->stride == b->stride || a->rows == 1);
 }
 
+static bool takes_mask(const Call *call)
+{
+    return call->op->direction == BACKWARD && call->op->norm == DROPOUT && call->what.flags & WF_GIVEN_MASK;
+}
+
+/* Dropout's backward pass reads the mask or draws anew: the other's buffers may be anything. */
+static bool is_ignored(const Call *call, int field)
+{
+    const Role role = call->op->field[field].role;
+    return call->op->direction == BACKWARD && call->op->norm == DROPOUT && role == (takes_mask(call) ? WORD : MASK);
+}
+
+bool is_output(const Call *call, int field)
+{
+    return call->op->field[field].output && !(call->op->direction == BACKWARD && call->op->field[field].role == MASK);
+}
+
 static Verdict judge_overlaps(const Call *call)
 {
     const Operation *op = call->op;
@@ -402,15 +419,13 @@ static Verdict judge_overlaps(const Call *call)
     const Buffer     workspace = { where.workspace, -1, 1, 1, size, size };
     for (int i = 0; i < op->fields; i++) {
         const Buffer *out = &call->buffer[i];
-        const bool    ignored = op->norm == DROPOUT && op->direction == BACKWARD && op->field[i].role == MASK;
-        if (out->at == NULL || ignored)
+        if (out->at == NULL || is_ignored(call, i))
             continue;
         if (workspace.at != NULL && share(out, &workspace))
             return BAD;
-        for (int k = 0; op->field[i].output && k < op->fields; k++) {
+        for (int k = 0; is_output(call, i) && k < op->fields; k++) {
             const Buffer *other = &call->buffer[k];
-            const bool    skipped = op->norm == DROPOUT && op->direction == BACKWARD && op->field[k].role == MASK;
-            if (k == i || other->at == NULL || skipped || (k == op->field[i].alias && same_place(out, other)))
+            if (k == i || other->at == NULL || is_ignored(call, k) || (k == op->field[i].alias && same_place(out, other)))
                 continue;
             if (share(out, other))
                 return BAD;
@@ -441,11 +456,12 @@ static Verdict judge_buffers(const Call *call)
     int              running = 0;
     for (int i = 0; i < op->fields; i++) {
         const Buffer *b = &call->buffer[i];
-        const bool    ignored = op->norm == DROPOUT && op->direction == BACKWARD && op->field[i].role == MASK;
-        const bool needed = op->field[i].needed || (op->field[i].role == SUM && op->field[i].output && needs_sum(call));
+        const Role    role = op->field[i].role;
+        const bool    needed = op->field[i].needed || (role == MASK && takes_mask(call)) ||
+                            (role == SUM && op->field[i].output && needs_sum(call));
         if (needed && b->at == NULL && !empty)
             v = BAD;
-        if (b->at != NULL && b->element > 0 && (uintptr_t)b->at % b->element != 0 && !ignored)
+        if (b->at != NULL && b->element > 0 && (uintptr_t)b->at % b->element != 0 && !is_ignored(call, i))
             v = worse(v, span_of(b) > 0 ? BAD : UNCLEAR);
         running += op->direction == FORWARD && op->field[i].role == CHANNEL && b->at != NULL;
     }

@@ -59,7 +59,7 @@ static void plan_all(Bytes *bytes, Plan *plan)
     w->layout = (int32_t)(dtypes / 8 % 2);
     w->kind = (int32_t)(dtypes / 16 % 2);
     const unsigned flags = next(bytes);
-    w->flags = plan->op->norm == DROPOUT ? flags & WF_FEATURES
+    w->flags = plan->op->norm == DROPOUT ? (flags & WF_FEATURES) | (flags & 8 ? WF_GIVEN_MASK : 0)
                : plan->op->norm == BATCHNORM || plan->op->norm == INSTANCENORM
                    ? flags & (WF_ACCUMULATE | WF_FROZEN | WF_BIASED)
                    : flags & WF_ACCUMULATE;

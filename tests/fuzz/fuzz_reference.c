@@ -351,8 +351,11 @@ static const char *check_dropout(const Reference *r, const Buffer before[MAX_FIE
     const wf_dropout  what = { .size = sizeof what, .x_dtype = (wf_dtype)w->x_dtype, .kind = (wf_dropout_kind)w->kind,
                                .layout = (wf_layout)w->layout, .flags = w->flags, .n = w->n, .c = w->c, .hw = w->hw,
                                .p = w->extra };
+    const uint8_t    *given = backward && w->flags & WF_GIVEN_MASK ? before[find(call->op, "mask")].at : NULL;
     for (int64_t i = 0; y != NULL && i < y->cols; i++) {
-        const int      keep = oracle_dropout_keep(what.p, seed, offset, (uint64_t)oracle_dropout_unit(&what, i));
+        const int64_t  u = oracle_dropout_unit(&what, i);
+        const int      keep = given ? what.p < 1 && given[u / 8] >> u % 8 & 1
+                                    : oracle_dropout_keep(what.p, seed, offset, (uint64_t)u);
         const uint64_t want = oracle_dropout_value(&what, backward, keep, bits_at(x, x->at, i));
         const uint64_t got = bits_at(y, y->at, i);
         if (got != want && !(oracle_is_nan(what.x_dtype, got) && oracle_is_nan(what.x_dtype, want))) {

@@ -18,7 +18,7 @@ try:
     import numpy
     import torch
     import torch.nn.functional as F
-    from library import ACCUMULATE, BIASED, DRY_RUN, FEATURES, FROZEN, NCHW, NHWC, call, load
+    from library import ACCUMULATE, BIASED, DRY_RUN, FEATURES, FROZEN, GIVEN_MASK, NCHW, NHWC, call, load
 except ImportError as missing:
     print(f"check-torch: {missing}. Install Debian's python3-torch and python3-numpy, or name an interpreter that has "
           "both: make check-torch PYTHON=...", file=sys.stderr)
@@ -467,6 +467,9 @@ def dropout_case(pair, shape, p, kind, features, layout, seed, offset):
             "hw": hw, "p": p}
     call("dropout_forward", what, x=laid_x, y=y, mask=mask, seed=seed, offset=offset)
     call("dropout_backward", what, x=laid_dy, y=dx, seed=seed, offset=offset)
+    from_mask = torch.full_like(laid_dy, math.nan)
+    call("dropout_backward", {**what, "flags": what["flags"] | GIVEN_MASK}, x=laid_dy, y=from_mask, mask=mask)
+    exactly(operation, "dx of the mask", (name, name), case, from_mask, dx)
     bits = numpy.packbits(keep.numpy(), bitorder="little")
     exactly(operation, "mask", (name, name), case, mask, torch.from_numpy(bits))
 

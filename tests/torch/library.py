@@ -5,7 +5,7 @@ import ctypes
 import torch
 
 OK = 0
-ACCUMULATE, FROZEN, FEATURES, BIASED, DRY_RUN = 1, 2, 4, 8, 1 << 16
+ACCUMULATE, FROZEN, FEATURES, BIASED, GIVEN_MASK, DRY_RUN = 1, 2, 4, 8, 32, 1 << 16
 NCHW, NHWC = 0, 1
 CPU, CUDA = 0, 1
 
