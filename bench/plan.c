@@ -109,8 +109,8 @@ const char *plan_make(Plan *p, const Case *c)
     } else {
         give(p, T_Y, false, c->x, rows, cols, y_stride);
     }
-    if (norm == DROPOUT && !backward && !(c->null & NULL_MASK))
-        give(p, T_MASK, false, WF_F32, 1, ((c->flags & WF_FEATURES ? c->n * c->c : p->count) + 31) / 32, 0);
+    if (norm == DROPOUT && (backward ? c->flags & WF_GIVEN_MASK : !(c->null & NULL_MASK)))
+        give(p, T_MASK, backward, WF_F32, 1, ((c->flags & WF_FEATURES ? c->n * c->c : p->count) + 31) / 32, 0);
     if (norms && backward) {
         give(p, T_RSTD, true, stat, 1, p->slots, 0);
         if (centered)
@@ -265,6 +265,15 @@ static void fill_vector(const Plan *p, char *slab, Tensor which, double mean, do
     }
 }
 
+static void fill_mask(const Plan *p, char *slab)
+{
+    uint64_t state = p->c->seed;
+    for (size_t i = 0; i < p->t[T_MASK].size; i += sizeof(uint32_t)) {
+        const uint32_t word = (uint32_t)random_bits(&state);
+        memcpy(slab + p->t[T_MASK].at + i, &word, sizeof word);
+    }
+}
+
 void plan_fill(Plan *p, char *slab)
 {
     memset(slab, 0xff, p->slab_size);
@@ -276,6 +285,8 @@ void plan_fill(Plan *p, char *slab)
     fill_activations(p, slab, T_DSUM, BLOCK / 3);
     fill_vector(p, slab, T_ROW_SCALE, 1, 0.5);
     fill_vector(p, slab, T_COL_SCALE, 0.5, 0.5);
+    if (p->t[T_MASK].given && p->t[T_MASK].input)
+        fill_mask(p, slab);
     fill_vector(p, slab, T_GAMMA, 1, 0.5);
     fill_vector(p, slab, T_BETA, 0, 1);
     fill_vector(p, slab, T_RUNNING_MEAN_IN, 0.5, 1);

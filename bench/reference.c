@@ -479,7 +479,7 @@ static void judge_dropout(Job *job, Part *part, int64_t s)
 {
     const Plan *p = job->p;
     const Case *c = p->c;
-    const bool backward = op_is_backward(c->op);
+    const bool backward = op_is_backward(c->op), given = backward && p->t[T_MASK].given;
     const wf_dropout what = plan_dropout(c);
     const size_t e = dtype_size(c->x);
     const char *x = plan_tensor(p, job->before, backward ? T_DY : T_X);
@@ -487,7 +487,8 @@ static void judge_dropout(Job *job, Part *part, int64_t s)
     const uint8_t *mask = plan_tensor(p, job->after, T_MASK);
     for (int64_t i = s * p->runs * p->length; i < (s + 1) * p->runs * p->length; i++) {
         const int64_t unit = oracle_dropout_unit(&what, i);
-        const int keep = oracle_dropout_keep(c->p, c->seed, c->offset, (uint64_t)unit);
+        const int keep = given ? mask[unit / 8] >> unit % 8 & 1
+                               : oracle_dropout_keep(c->p, c->seed, c->offset, (uint64_t)unit);
         uint64_t in = 0, got = 0;
         memcpy(&in, x + (size_t)i * e, e);
         memcpy(&got, y + (size_t)i * e, e);

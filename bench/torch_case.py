@@ -8,7 +8,7 @@ import library
 from torch_contestants import eager, several
 
 DTYPES = {"f32": (0, torch.float32), "f16": (1, torch.float16), "bf16": (2, torch.bfloat16), "f64": (3, torch.float64)}
-KNOWN = set("x w null eps p running layout groups rows cols n c hw seed momentum threads backend add drop".split())
+KNOWN = set("x w null eps p running layout groups rows cols n c hw seed momentum threads backend add drop flags".split())
 ROW_WISE = ("layernorm", "rmsnorm")
 
 
@@ -54,6 +54,10 @@ class Shape:
         if unknown:
             raise NotForPyTorch(f"PyTorch has no {', '.join(unknown)}")
         self.backward = self.direction == "backward"
+        self.given = field.get("flags") == "given_mask"  # which is what PyTorch does
+        if "flags" in field and not self.given:
+            raise NotForPyTorch(f"PyTorch has no {field['flags']}")
+        self.masked = self.norm == "dropout" and (self.given if self.backward else "mask" not in self.null)
         self.sum_wanted = ("dsum" if self.backward else "sum") in self.add
         self.residual = ("dresidual" if self.backward else "residual") in self.add
         self.key = pass_of(line)
@@ -62,7 +66,7 @@ class Shape:
         return self.norm, self.x, self.w, self.nhwc, self.adds
 
     def bytes(self):
-        mask = self.count / 8 if self.op == "dropout_forward" and "mask" not in self.null else 0
+        mask = self.count / 8 if self.masked else 0
         passes = 3 if self.backward and self.norm != "dropout" else 2
         passes += self.residual + self.sum_wanted - (self.backward and "dx" in self.null)
         return passes * torch.empty(0, dtype=self.x_type).element_size() * self.count + mask
@@ -75,7 +79,7 @@ class Shape:
             return {**common, "rows": self.rows, "cols": self.channels, "p": self.drop}
         common.update(n=self.n, c=self.channels, hw=self.hw, layout=int(self.nhwc))
         if self.norm == "dropout":
-            return {**common, "p": self.p}
+            return {**common, "p": self.p, "flags": library.GIVEN_MASK * self.given}
         return {**common, "groups": self.groups} if self.norm == "groupnorm" else {**common, "momentum": 0.1}
 
     def slots(self):
@@ -121,8 +125,7 @@ class Set:
         self.mean_lo = None if "mean_lo" in s.null else torch.empty_like(self.mean)
         self.dw = torch.empty_like(self.w) if self.w is not None and s.backward else None
         self.db = torch.empty_like(self.b) if self.b is not None and s.backward else None
-        self.mask = None if s.norm != "dropout" or s.backward or "mask" in s.null else \
-            torch.empty((s.count + 7) // 8, dtype=torch.uint8, device=device)
+        self.mask = torch.empty((s.count + 7) // 8, dtype=torch.uint8, device=device) if s.masked else None
 
     def tensors(self):
         return [t for t in [*vars(self).values(), *self.moving, *self.moved] if isinstance(t, torch.Tensor)]
@@ -144,7 +147,8 @@ class Set:
             return library.Call(f"{s.norm}_{direction}", s.what(), backend, device, threads=threads, **args)
         if s.norm == "dropout":
             source = self.dy if s.backward else self.x
-            return None, make(s.direction, x=source, y=self.out, mask=self.mask, seed=1)
+            first = make("forward", x=self.x, y=self.out, mask=self.mask, seed=1) if s.backward and s.given else None
+            return first, make(s.direction, x=source, y=self.out, mask=self.mask, seed=1)
         if s.norm == "rmsnorm":
             forward = {"x": self.x, "gamma": self.w, "y": self.out, "rrms": self.rstd}
             backward = {"dy": self.dy, "x": self.x, "gamma": self.w, "rrms": self.rstd, "dx": self.out, "dgamma": self.dw}

@@ -61,7 +61,7 @@ Traffic traffic_of(const Plan *p)
     const size_t at = strlen(t.formula);
     snprintf(t.formula + at, sizeof t.formula - at, " bytes x %lld elements%s", (long long)p->count,
              p->t[T_MASK].given ? " + mask" : "");
-    t.written += (double)p->t[T_MASK].size;
+    *(backward ? &t.read : &t.written) += (double)p->t[T_MASK].size;
     t.bytes = t.read + t.written;
     return t;
 }
