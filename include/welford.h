@@ -60,6 +60,17 @@ typedef enum wf_dtype { WF_F32 = 0, WF_F16 = 1, WF_BF16 = 2, WF_F64 = 3 } wf_dty
 /* Channels first [n, c, hw] or last [n, hw, c]; hw = the product of all spatial dimensions, 1 if there are none. */
 typedef enum wf_layout { WF_NCHW = 0, WF_NHWC = 1 } wf_layout;
 
+/* x S(x), S = the step; the step, but slope below 0; 1 / (1 + e^-x); Phi(x), the normal distribution's; and PyTorch's
+ * approximation of it, (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2. At Inf each has its limit; NaN stays NaN. */
+typedef enum wf_activation {
+    WF_ACTIVATION_NONE = 0, /* x */
+    WF_RELU            = 1,
+    WF_LEAKY_RELU      = 2,
+    WF_SILU            = 3,
+    WF_GELU            = 4,
+    WF_GELU_TANH       = 5
+} wf_activation;
+
 typedef enum wf_backend { WF_CPU = 0, WF_CUDA = 1 } wf_backend;
 WF_API wf_backend wf_default_backend(void); /* WF_CUDA where the build has it for every operation and a usable device is
                                                there, else WF_CPU */

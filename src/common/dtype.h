@@ -26,6 +26,20 @@ WF_HD uint32_t wf_bits_from_float(float x)
     return bits;
 }
 
+WF_HD double wf_double_from_bits(uint64_t bits)
+{
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+WF_HD uint64_t wf_bits_from_double(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 /* Magnitudes are compared as int32_t: they are not negative, and SSE2 and AVX2 have no unsigned comparison. */
 
 WF_HD float wf_f16_to_f32(uint16_t h)
