@@ -167,7 +167,7 @@ static void call(const struct operation *op, const union what *what, const char 
     union {
         size_t size;
         wf_dropout_args dropout;
-        void *word[16];
+        void *word[24]; /* as many as the longest has */
     } with = {.word = {NULL}};
     uint64_t digest = 14695981039346656037u;
     wf_status status;
