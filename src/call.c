@@ -221,16 +221,11 @@ void check_stride(struct call *call, const char *name, int64_t *stride, int64_t 
                *stride, rows);
 }
 
-void check_rows(struct call *call, int64_t rows, int64_t cols, int64_t *x_stride, int64_t *y_stride, int64_t *dx_stride,
-                int64_t *dy_stride)
+void check_matrix(struct call *call, int64_t rows, int64_t cols)
 {
     check_size(call, "rows", rows);
     check_size(call, "cols", cols);
     check_volume(call);
-    check_stride(call, "x_stride", x_stride, cols, rows, cols);
-    check_stride(call, "y_stride", y_stride, cols, rows, cols);
-    check_stride(call, "dx_stride", dx_stride, *x_stride, rows, cols);
-    check_stride(call, "dy_stride", dy_stride, *y_stride, rows, cols);
 }
 
 void check_channels(struct call *call, wf_layout layout, int64_t n, int64_t c, int64_t hw)

@@ -52,11 +52,10 @@ void check_flags(struct call *call, uint32_t flags, uint32_t known, uint32_t res
 void check_dtypes(struct call *call, wf_dtype x_dtype, wf_dtype w_dtype); /* enumerators here, the pair in call_ready */
 void check_eps(struct call *call, double eps);
 void check_fraction(struct call *call, const char *name, double value); /* in [0, 1] */
-/* What LayerNorm and RMSNorm share. A zero stride becomes its default. */
+/* Rows of a matrix. A zero stride becomes its default. */
+void check_matrix(struct call *call, int64_t rows, int64_t cols);
 void check_stride(struct call *call, const char *name, int64_t *stride, int64_t fallback, int64_t rows, int64_t cols);
-void check_rows(struct call *call, int64_t rows, int64_t cols, int64_t *x_stride, int64_t *y_stride, int64_t *dx_stride,
-                int64_t *dy_stride);
-/* What all others share. */
+/* What all others have. */
 void check_channels(struct call *call, wf_layout layout, int64_t n, int64_t c, int64_t hw);
 
 /* ---- buffers: inputs may share memory, an output shares none but with the input it may alias ---- */

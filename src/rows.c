@@ -10,7 +10,11 @@ void rows_check(struct call *call, wf_rmsnorm *w)
     check_flags(call, w->flags, WF_ACCUMULATE | WF_SUM_F32, w->reserved);
     check_that(call, !(w->flags & WF_SUM_F32 && w->x_dtype == WF_F64), "flags = 0x%x: WF_SUM_F32 with x_dtype = f64",
                w->flags);
-    check_rows(call, w->rows, w->cols, &w->x_stride, &w->y_stride, &w->dx_stride, &w->dy_stride);
+    check_matrix(call, w->rows, w->cols);
+    check_stride(call, "x_stride", &w->x_stride, w->cols, w->rows, w->cols);
+    check_stride(call, "y_stride", &w->y_stride, w->cols, w->rows, w->cols);
+    check_stride(call, "dx_stride", &w->dx_stride, w->x_stride, w->rows, w->cols);
+    check_stride(call, "dy_stride", &w->dy_stride, w->y_stride, w->rows, w->cols);
     check_stride(call, "residual_stride", &w->residual_stride, w->cols, w->rows, w->cols);
     check_stride(call, "sum_stride", &w->sum_stride, w->cols, w->rows, w->cols);
     check_eps(call, w->eps);
