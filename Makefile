@@ -168,7 +168,7 @@ check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-h
 
 # ---- the CUDA back-end: the same kernels on the emulator, or on a GPU ----
 
-CUDA_SUITES ?= layernorm rmsnorm residual groupnorm instancenorm batchnorm dropout random
+CUDA_SUITES ?= layernorm rmsnorm residual groupnorm instancenorm batchnorm dropout fold random
 
 ifneq ($(call on,CUDA),)
 include tests/emu/emu.mk

@@ -55,6 +55,8 @@ static const char *arrange(Plan *p)
     const Case *c = p->c;
     const Norm norm = op_norm(c->op);
     const bool moving = norm == BATCHNORM || norm == INSTANCENORM;
+    if (norm == FOLD)
+        return "a fold, which is not timed";
     if (norm == LAYERNORM || norm == RMSNORM) {
         p->samples = c->rows, p->runs = 1, p->length = p->channels = c->cols, p->groups = 1;
     } else {

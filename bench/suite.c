@@ -112,7 +112,7 @@ const char *suite_add_shape(Rows *rows, const char *shape, const char *with)
     for (Op op = 0; op < OP_COUNT && !error; op++) {
         const bool by_rows = op_norm(op) == LAYERNORM || op_norm(op) == RMSNORM;
         char line[CASE_SIZE];
-        if (by_rows != (sizes == 2) || (sizes == 4 && op_norm(op) != GROUPNORM))
+        if (op_is_fold(op) || by_rows != (sizes == 2) || (sizes == 4 && op_norm(op) != GROUPNORM))
             continue;
         int at = snprintf(line, sizeof line, "%s ", op_name(op));
         at += by_rows ? snprintf(line + at, 99, "rows=%" PRId64 " cols=%" PRId64, size[0], size[1])

@@ -82,7 +82,8 @@ enum { /* what.flags. A flag that concerns another direction of the same operati
     WF_FEATURES   = 4, /* dropout: one decision per (n, c), as PyTorch's Dropout1d, 2d, 3d         */
     WF_BIASED     = 8, /* batchnorm, instancenorm: the running variance is the biased one (ONNX, Flax) */
     WF_SUM_F32    = 16, /* layernorm, rmsnorm: residual, sum and their gradients are float where x has 16 bits */
-    WF_GIVEN_MASK = 32 /* dropout backward: the decisions are those of mask, and none is drawn     */
+    WF_GIVEN_MASK = 32, /* dropout backward: the decisions are those of mask, and none is drawn     */
+    WF_BIAS_F32   = 64 /* folding: bias and folded_bias are float where the weight has 16 bits     */
 };
 enum { /* where.flags */
     WF_DRY_RUN = 1 << 16 /* check everything, enqueue nothing; `with` may be NULL: "is this supported?". On CUDA it also
@@ -398,6 +399,50 @@ WF_API wf_status wf_dropout_forward(const wf_dropout *what, const wf_dropout_arg
 WF_API wf_status wf_dropout_backward(const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where);
 WF_API size_t wf_dropout_forward_workspace(const wf_dropout *what, wf_backend backend);
 WF_API size_t wf_dropout_backward_workspace(const wf_dropout *what, wf_backend backend);
+
+/* ---- Folding -----------------------------------------------------------------------------------------------------
+ * For inference: the constants of a norm go into the weight and the bias of the layer beside it, and cost nothing more.
+ *
+ * fold_batchnorm: the norm follows the layer. With s = gamma / sqrt(var + eps), of the running statistics,
+ *     folded_weight = weight * s,   folded_bias = (bias - mean) * s + beta
+ * Row r of the weight belongs to channel r % channels. A Linear's weight and a convolution's [out, in, kh, kw] have out
+ * rows and as many channels; a transposed convolution's [in, out, kh, kw] has in * out rows, channels = out.
+ *
+ * fold_layernorm: the norm, LayerNorm or RMSNorm, comes before the layer, and no longer has gamma and beta.
+ *     folded_weight = weight * (weight_offset + gamma),   folded_bias = bias + sum of weight * beta over the row
+ * Column j of the weight belongs to channel j / (cols / channels): each to its own for a Linear. A convolution's
+ * [out, in, kh, kw] has channels = in; where it pads with zeros, beta cannot be folded.
+ *
+ * var = 0 with eps = 0 gives s = 0, as in the norms. NaN and Inf stay in their row or, those of gamma and beta of
+ * fold_layernorm, reach the columns and the sums that they are part of. The same bits on every back-end, but for that
+ * sum: its order is each back-end's own. Errors, where s is within the normal range of the arithmetic:
+ *     folded_weight   5 u |folded_weight|   and half a unit in the last place of its dtype; likewise
+ *     folded_bias     7 u (|bias - mean| |s| + |beta|),   or (8 + log2 cols) u (|bias| + sum |weight * beta|) */
+typedef struct wf_fold {
+    size_t   size;
+    wf_dtype x_dtype;            /* weight, folded_weight; bias, folded_bias but for WF_BIAS_F32    */
+    wf_dtype w_dtype;            /* gamma, beta: x_dtype, or WF_F32 with 16-bit x_dtype; stated even if both NULL */
+    uint32_t flags;              /* WF_BIAS_F32                                                     */
+    uint32_t reserved;           /* 0                                                               */
+    int64_t  rows, cols;         /* weight is [rows, cols]; 0 is valid                              */
+    int64_t  x_stride, y_stride; /* of weight and of folded_weight, as wf_layernorm; 0 = cols       */
+    int64_t  channels;           /* divides rows, or cols of fold_layernorm; 0 = as many            */
+    double   eps;                /* fold_batchnorm; >= 0, finite                                    */
+    double   weight_offset;      /* fold_layernorm; finite; 0; 1 for a zero-centred gamma           */
+} wf_fold;
+typedef struct wf_fold_args {
+    size_t      size;
+    const void *weight;        /* [rows, cols]                                                      */
+    const void *bias;          /* [channels], or [rows] of fold_layernorm; NULL = 0                 */
+    const void *gamma, *beta;  /* [channels]; gamma NULL = 1 (weight_offset or not), beta NULL = 0  */
+    const void *mean, *var;    /* [channels] float (double for WF_F64): needed by fold_batchnorm, ignored by the other */
+    void       *folded_weight; /* [rows, cols]; may be weight (equal strides)                       */
+    void       *folded_bias;   /* as bias; may be bias; fold_layernorm without beta: NULL = not wanted */
+} wf_fold_args;
+WF_API wf_status wf_fold_batchnorm(const wf_fold *what, const wf_fold_args *with, const wf_exec *where);
+WF_API wf_status wf_fold_layernorm(const wf_fold *what, const wf_fold_args *with, const wf_exec *where);
+WF_API size_t wf_fold_batchnorm_workspace(const wf_fold *what, wf_backend backend);
+WF_API size_t wf_fold_layernorm_workspace(const wf_fold *what, wf_backend backend);
 
 #ifdef __cplusplus
 }

@@ -91,6 +91,18 @@ struct dropout {
     uint8_t    *mask;
 };
 
+/* The constants of a norm, folded into weight [rows, cols] and bias of a layer:
+ *   of_output: the layer's output is normalized. Rows belong to channels, r to r % channels;
+ *   else:      its input is. Columns belong to channels, j to j / (cols / channels). */
+struct fold {
+    wf_dtype x_dtype, w_dtype, bias_dtype;
+    bool     of_output;
+    int64_t  rows, cols, x_stride, y_stride, channels;
+    double   eps, weight_offset; /* of_output: no weight_offset; else no eps, mean, var */
+    const void *weight, *bias, *gamma, *beta, *mean, *var;
+    void       *folded_weight, *folded_bias;
+};
+
 /* problem(p, call): picks a variant (UNSUPPORTED), asks for its workspace (call_workspace), stops there if
  * call->dry_run, then runs or enqueues. problem_workspace(p) looks at the shape only. */
 struct backend {

@@ -63,6 +63,17 @@
     DROPOUT_ACTIVATIONS, OPTIONAL(wf_dropout_args, seed_ptr, EXTENT_WORD),                                             \
         OPTIONAL(wf_dropout_args, offset_ptr, EXTENT_WORD)
 
+/* channels is 0 throughout: as many as rows, or cols. */
+#define FOLD_FIELDS                                                                                                    \
+    FIELD(wf_fold, x_dtype, FIELD_X_DTYPE), FIELD(wf_fold, w_dtype, FIELD_W_DTYPE), FIELD(wf_fold, flags, FIELD_FLAGS), \
+        FIELD(wf_fold, reserved, FIELD_RESERVED), FIELD(wf_fold, rows, FIELD_SIZE), FIELD(wf_fold, cols, FIELD_SIZE),  \
+        FIELD(wf_fold, x_stride, FIELD_STRIDE), FIELD(wf_fold, y_stride, FIELD_STRIDE),                                \
+        FIELD(wf_fold, channels, FIELD_CHANNELS), FIELD(wf_fold, eps, FIELD_EPS), FIELD(wf_fold, weight_offset, FIELD_FINITE)
+#define FOLD_BUFFERS                                                                                                   \
+    NEEDED(wf_fold_args, weight, EXTENT_X), OPTIONAL(wf_fold_args, bias, EXTENT_BIAS),                                 \
+        OPTIONAL(wf_fold_args, gamma, EXTENT_PARAMETER), OPTIONAL(wf_fold_args, beta, EXTENT_PARAMETER),               \
+        RESULT(wf_fold_args, folded_weight, EXTENT_Y, "weight"), RESULT(wf_fold_args, folded_bias, EXTENT_BIAS, "bias")
+
 enum {
     ROW_FLAGS = WF_ACCUMULATE | WF_SUM_F32,
     CHANNEL_FLAGS = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
@@ -129,6 +140,11 @@ const Operation operations[OPERATIONS] = {
      {DROPOUT_FIELDS}, {DROPOUT_BUFFERS}},
     {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
      {DROPOUT_FIELDS}, {DROPOUT_ACTIVATIONS, NEEDED(wf_dropout_args, mask, EXTENT_MASK)}},
+    {OPERATION(fold_batchnorm, wf_fold), sizeof(wf_fold_args), WF_BIAS_F32,
+     {FOLD_FIELDS},
+     {FOLD_BUFFERS, NEEDED(wf_fold_args, mean, EXTENT_CHANNELS), NEEDED(wf_fold_args, var, EXTENT_CHANNELS)}},
+    {OPERATION(fold_layernorm, wf_fold), sizeof(wf_fold_args), WF_BIAS_F32,
+     {FOLD_FIELDS}, {FOLD_BUFFERS}},
 };
 
 const Field *api_field(const Operation *op, const char *name)
@@ -159,7 +175,7 @@ void **api_with(ApiCall *c, const Buffer *b)
 
 static int is_int64(FieldKind kind)
 {
-    return kind == FIELD_SIZE || kind == FIELD_STRIDE || kind == FIELD_GROUPS;
+    return kind >= FIELD_SIZE && kind <= FIELD_CHANNELS;
 }
 
 void api_set_integer(ApiCall *c, const char *field, int64_t value)
@@ -210,11 +226,17 @@ static int64_t activation_count(const ApiCall *c, const char *stride, const char
     return rows && cols ? (rows - 1) * step + cols : 0;
 }
 
+/* Those of gamma and beta. */
+static int64_t channels_of(const ApiCall *c)
+{
+    return api_integer(c, strcmp(c->op->name, "fold_batchnorm") == 0 ? "rows" : api_field(c->op, "cols") ? "cols" : "c");
+}
+
 size_t api_size(const ApiCall *c, const Buffer *b)
 {
     const int64_t x_size = dtype_size(api_integer(c, "x_dtype")), w_size = dtype_size(api_integer(c, "w_dtype"));
     const int64_t sum_size = api_integer(c, "flags") & WF_SUM_F32 ? 4 : x_size;
-    const int64_t statistic = x_size == 8 ? 8 : 4, n = api_integer(c, "n"), channels = api_integer(c, "c");
+    const int64_t statistic = x_size == 8 ? 8 : 4, n = api_integer(c, "n"), channels = channels_of(c);
     const int per_channel = (api_integer(c, "flags") & WF_FROZEN) && api_buffer(c->op, "dy");
     switch (b->extent) {
     case EXTENT_X:
@@ -230,7 +252,9 @@ size_t api_size(const ApiCall *c, const Buffer *b)
     case EXTENT_SUM:
         return (size_t)(activation_count(c, "sum_stride", "cols") * sum_size);
     case EXTENT_PARAMETER:
-        return (size_t)((api_field(c->op, "cols") ? api_integer(c, "cols") : channels) * w_size);
+        return (size_t)(channels * w_size);
+    case EXTENT_BIAS:
+        return (size_t)(api_integer(c, "rows") * (api_integer(c, "flags") & WF_BIAS_F32 ? 4 : x_size));
     case EXTENT_ROWS:
         return (size_t)(api_integer(c, "rows") * statistic);
     case EXTENT_GROUPS:
@@ -287,7 +311,9 @@ void api_fit(ApiCall *c)
     for (int i = 0; i < MAX_BUFFERS && c->op->buffer[i].name; i++) {
         const Buffer *b = &c->op->buffer[i];
         const int64_t statistic = x_dtype == WF_F64 ? WF_F64 : WF_F32;
-        const int64_t dtype = b->extent <= EXTENT_DY ? x_dtype : b->extent == EXTENT_PARAMETER ? w_dtype : statistic;
+        const int64_t dtype = b->extent <= EXTENT_DY || b->extent == EXTENT_BIAS ? x_dtype
+                              : b->extent == EXTENT_PARAMETER                      ? w_dtype
+                                                                                   : statistic;
         take(c, i, api_size(c, b), dtype);
         *api_with(c, b) = c->size[i] ? c->memory[i] : NULL;
     }
@@ -330,7 +356,8 @@ void api_vary(ApiCall *c)
 {
     for (int i = 0; i < MAX_BUFFERS && c->op->buffer[i].name; i++) {
         const Buffer *b = &c->op->buffer[i];
-        for (size_t k = 0; b->extent <= EXTENT_DY && !b->output && k < c->size[i] / sizeof(float); k++) {
+        const int varied = !b->output && (b->extent <= EXTENT_DY || b->extent == EXTENT_BIAS);
+        for (size_t k = 0; varied && k < c->size[i] / sizeof(float); k++) {
             const float value = (float)(k * (k + 37 + (size_t)i) % 101) / 8 - 5;
             memcpy(c->memory[i] + k * sizeof value, &value, sizeof value);
         }

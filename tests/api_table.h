@@ -11,7 +11,7 @@
 typedef enum FieldKind {
     FIELD_X_DTYPE, FIELD_W_DTYPE, FIELD_LAYOUT, FIELD_DROPOUT_KIND, /* int-sized enums */
     FIELD_FLAGS, FIELD_RESERVED,                                    /* uint32_t        */
-    FIELD_SIZE, FIELD_STRIDE, FIELD_GROUPS,                         /* int64_t         */
+    FIELD_SIZE, FIELD_STRIDE, FIELD_GROUPS, FIELD_CHANNELS,         /* int64_t         */
     FIELD_EPS, FIELD_FRACTION, FIELD_FINITE                         /* double          */
 } FieldKind;
 typedef struct Field {
@@ -23,6 +23,7 @@ typedef struct Field {
 typedef enum Extent { /* elements and dtype of a buffer */
     EXTENT_X, EXTENT_Y, EXTENT_DX, EXTENT_RESIDUAL, EXTENT_SUM, EXTENT_DY, /* activations; the name tells the stride */
     EXTENT_PARAMETER,                                              /* [cols] or [c] of w_dtype               */
+    EXTENT_BIAS,                                                   /* of a fold                              */
     EXTENT_ROWS, EXTENT_GROUPS, EXTENT_CHANNELS, EXTENT_INSTANCES, /* statistics                             */
     EXTENT_MASK, EXTENT_WORD
 } Extent;
@@ -45,7 +46,7 @@ typedef struct Operation {
     Buffer buffer[MAX_BUFFERS];
 } Operation;
 
-enum { OPERATIONS = 19 }; /* a norm of a sum, and dropout with a given mask, count as operations of their own */
+enum { OPERATIONS = 21 }; /* a norm of a sum, and dropout with a given mask, count as operations of their own */
 extern const Operation operations[OPERATIONS];
 
 typedef struct ApiCall {
@@ -62,7 +63,7 @@ typedef struct ApiCall {
 void api_begin(ApiCall *c, const Operation *op, int64_t rows);
 void api_end(ApiCall *c);
 wf_status api_call(const ApiCall *c);
-void api_vary(ApiCall *c); /* f32 calls only: varied values in x and dy instead of one, which api_begin wrote */
+void api_vary(ApiCall *c); /* f32 calls only: varied values in x, dy and bias instead of one, which api_begin wrote */
 void api_fit(ApiCall *c); /* buffers and workspace anew, after a change of sizes or dtypes; NULL for an empty one */
 
 /* The call must return status; failing ones with a text of the operation's name and all of `mentions` (NULL = nothing

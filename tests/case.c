@@ -23,19 +23,21 @@ static const struct { const char *name; Norm norm; } ops[OP_COUNT] = {
     [BATCHNORM_BACKWARD]    = { "batchnorm_backward", BATCHNORM },
     [DROPOUT_FORWARD]       = { "dropout_forward", DROPOUT },
     [DROPOUT_BACKWARD]      = { "dropout_backward", DROPOUT },
+    [FOLD_BATCHNORM]        = { "fold_batchnorm", FOLD },
+    [FOLD_LAYERNORM]        = { "fold_layernorm", FOLD },
 };
 
 /* Words of a field by value, NULL at the end; of a set of bits by bit. */
 static const char *const dtypes[]   = { "f32", "f16", "bf16", "f64", NULL };
 static const char *const layouts[]  = { "nchw", "nhwc", NULL };
 static const char *const backends[] = { "cpu", "cuda", NULL };
-static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", "given_mask", NULL };
+static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", "given_mask", "bias_f32", NULL };
 static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", NULL };
 static const char *const kinds[]    = { "dropout", "alpha", NULL };
 static const char *const fpmodes[]  = { "nearest", "up", "down", "zero", "flush", NULL };
 static const char *const runnings[] = { "0", "1", "inplace", "nan", NULL };
 static const char *const nulls[]    = { "x", "y", "dy", "dx", "gamma", "beta", "dgamma", "dbeta", "mean", "rstd",
-                                        "mean_lo", "mask", NULL };
+                                        "mean_lo", "mask", "bias", NULL };
 static const char *const datas[]    = { "normal", "offset", "ratio6", "constant", "subnormal", "huge18", "huge30",
                                         "nanrow", "infrow", "outlier", "exactsum", "ones", "tiny", "big",
                                         "opposite", NULL };
@@ -43,7 +45,8 @@ static const char *const datas[]    = { "normal", "offset", "ratio6", "constant"
 typedef enum Kind { INT32, INT64, UINT64, DOUBLE, WORD, BITS, NAME } Kind;
 
 enum { ROWS = 1 << LAYERNORM | 1 << RMSNORM, CHANNELS = 1 << GROUPNORM | 1 << INSTANCENORM | 1 << BATCHNORM,
-       NORMS = ROWS | CHANNELS, MOVING = 1 << INSTANCENORM | 1 << BATCHNORM, DROP = 1 << DROPOUT, ALL = NORMS | DROP };
+       FOLDS = 1 << FOLD, MATRICES = ROWS | FOLDS, NORMS = ROWS | CHANNELS | FOLDS,
+       MOVING = 1 << INSTANCENORM | 1 << BATCHNORM, DROP = 1 << DROPOUT, ALL = NORMS | DROP };
 
 static const struct Field {
     const char        *name;
@@ -56,23 +59,24 @@ static const struct Field {
     { "x", ALL, offsetof(Case, x), WORD, true, dtypes },
     { "w", NORMS, offsetof(Case, w), WORD, false, dtypes }, /* default: x; so it stands behind x */
     { "layout", CHANNELS | DROP, offsetof(Case, layout), WORD, false, layouts },
-    { "rows", ROWS, offsetof(Case, rows), INT64, true, NULL },
-    { "cols", ROWS, offsetof(Case, cols), INT64, true, NULL },
-    { "x_stride", ROWS, offsetof(Case, x_stride), INT64, false, NULL },
-    { "y_stride", ROWS, offsetof(Case, y_stride), INT64, false, NULL },
+    { "rows", MATRICES, offsetof(Case, rows), INT64, true, NULL },
+    { "cols", MATRICES, offsetof(Case, cols), INT64, true, NULL },
+    { "x_stride", MATRICES, offsetof(Case, x_stride), INT64, false, NULL },
+    { "y_stride", MATRICES, offsetof(Case, y_stride), INT64, false, NULL },
     { "dx_stride", ROWS, offsetof(Case, dx_stride), INT64, false, NULL },
     { "dy_stride", ROWS, offsetof(Case, dy_stride), INT64, false, NULL },
     { "add", ROWS, offsetof(Case, add), BITS, false, adds },
     { "drop", ROWS, offsetof(Case, drop), DOUBLE, false, NULL },
     { "residual_stride", ROWS, offsetof(Case, residual_stride), INT64, false, NULL },
     { "sum_stride", ROWS, offsetof(Case, sum_stride), INT64, false, NULL },
+    { "channels", FOLDS, offsetof(Case, channels), INT64, false, NULL },
     { "n", CHANNELS | DROP, offsetof(Case, n), INT64, true, NULL },
     { "c", CHANNELS | DROP, offsetof(Case, c), INT64, true, NULL },
     { "hw", CHANNELS | DROP, offsetof(Case, hw), INT64, true, NULL },
     { "groups", 1 << GROUPNORM, offsetof(Case, groups), INT64, true, NULL },
     { "eps", NORMS, offsetof(Case, eps), DOUBLE, false, NULL },
     { "momentum", MOVING, offsetof(Case, momentum), DOUBLE, false, NULL },
-    { "weight_offset", 1 << RMSNORM, offsetof(Case, weight_offset), DOUBLE, false, NULL },
+    { "weight_offset", 1 << RMSNORM | FOLDS, offsetof(Case, weight_offset), DOUBLE, false, NULL },
     { "kind", DROP, offsetof(Case, kind), WORD, false, kinds },
     { "p", DROP, offsetof(Case, p), DOUBLE, false, NULL },
     { "offset", DROP | ROWS, offsetof(Case, offset), UINT64, false, NULL },
@@ -97,6 +101,7 @@ const char *op_name(Op op) { return ops[op].name; }
 Norm op_norm(Op op) { return ops[op].norm; }
 bool op_is_backward(Op op) { return strstr(ops[op].name, "_backward") != NULL; }
 bool op_is_infer(Op op) { return strstr(ops[op].name, "_infer") != NULL; }
+bool op_is_fold(Op op) { return op_norm(op) == FOLD; }
 bool case_adds(const Case *c) { return c->add || c->drop > 0; }
 wf_dtype case_sum_dtype(const Case *c) { return c->flags & WF_SUM_F32 ? WF_F32 : c->x; }
 const char *dtype_name(wf_dtype dtype) { return dtypes[dtype]; }

@@ -13,7 +13,7 @@
 
 #include "welford.h"
 
-typedef enum Norm { LAYERNORM, RMSNORM, GROUPNORM, INSTANCENORM, BATCHNORM, DROPOUT, NORM_COUNT } Norm;
+typedef enum Norm { LAYERNORM, RMSNORM, GROUPNORM, INSTANCENORM, BATCHNORM, DROPOUT, NORM_COUNT, FOLD = NORM_COUNT } Norm;
 
 typedef enum Op {
     LAYERNORM_FORWARD, LAYERNORM_BACKWARD,
@@ -22,6 +22,7 @@ typedef enum Op {
     INSTANCENORM_TRAIN, INSTANCENORM_INFER, INSTANCENORM_BACKWARD,
     BATCHNORM_TRAIN, BATCHNORM_INFER, BATCHNORM_BACKWARD,
     DROPOUT_FORWARD, DROPOUT_BACKWARD,
+    FOLD_BATCHNORM, FOLD_LAYERNORM,
     OP_COUNT
 } Op;
 
@@ -32,7 +33,8 @@ typedef enum Data { /* see data.h */
 
 enum { /* Case.null: the buffers given as NULL */
     NULL_X = 1, NULL_Y = 2, NULL_DY = 4, NULL_DX = 8, NULL_GAMMA = 16, NULL_BETA = 32, NULL_DGAMMA = 64,
-    NULL_DBETA = 128, NULL_MEAN = 256, NULL_RSTD = 512 /* RMSNorm: rrms */, NULL_MEAN_LO = 1024, NULL_MASK = 2048
+    NULL_DBETA = 128, NULL_MEAN = 256, NULL_RSTD = 512 /* RMSNorm: rrms */, NULL_MEAN_LO = 1024, NULL_MASK = 2048,
+    NULL_BIAS = 4096
 };
 
 enum { /* Case.add: what of LayerNorm's and RMSNorm's sum is given, or asked for */
@@ -55,6 +57,7 @@ typedef struct Case {
     int64_t    rows, cols, x_stride, y_stride, dx_stride, dy_stride; /* strides as in the API: 0 = cols and so on */
     int64_t    n, c, hw, groups;
     int64_t    residual_stride, sum_stride;
+    int64_t    channels; /* of a fold; 0 = all */
     double     eps, momentum, weight_offset, p;
     double     drop; /* the p of a sum's dropout */
     uint32_t   add;
@@ -63,7 +66,7 @@ typedef struct Case {
     Data       data;
     uint64_t   seed;
     Running    running;
-    int32_t    inplace;  /* 1: y is x, dx is dy; 2: sum is residual, dresidual is dsum; 3: both */
+    int32_t    inplace;  /* 1: y is x, dx is dy; 2: sum is residual, dresidual is dsum, folded_bias is bias; 3: both */
     int32_t    misalign; /* elements by which every buffer is off its alignment */
     int32_t    threads;
     int32_t    pool; /* threads of a pool given as parallel_for; 0 = none */
@@ -81,6 +84,7 @@ const char *op_name(Op);
 Norm        op_norm(Op);
 bool        op_is_backward(Op);
 bool        op_is_infer(Op);
+bool        op_is_fold(Op);
 bool        case_adds(const Case *); /* a norm of a sum, not of x */
 wf_dtype    case_sum_dtype(const Case *);
 const char *dtype_name(wf_dtype);

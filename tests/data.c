@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "oracle_fold.h"
 #include "oracle_sum.h"
 
 static const struct { int size, precision, least_exponent, greatest_exponent; } formats[] = {
@@ -174,7 +175,7 @@ static bool shape(Problem *p)
 {
     const Case *c = p->c;
     Norm norm = op_norm(c->op);
-    bool rows = norm == LAYERNORM || norm == RMSNORM, moving = norm == INSTANCENORM || norm == BATCHNORM;
+    bool rows = norm == LAYERNORM || norm == RMSNORM || norm == FOLD, moving = norm == INSTANCENORM || norm == BATCHNORM;
     bool running = op_is_infer(c->op) || (op_is_backward(c->op) && moving && c->flags & WF_FROZEN);
     int64_t n = rows ? c->rows : c->n, channels = rows ? c->cols : c->c, hw = rows ? 1 : c->hw;
     if (n < 0 || channels < 0 || hw < 0 || (norm == GROUPNORM && (c->groups <= 0 || channels % c->groups)))
@@ -194,7 +195,7 @@ static bool shape(Problem *p)
         p->param[i] = (int32_t)channel;
         p->slot[i] = (int32_t)(by_channel ? channel : sample * groups + channel / (channels / groups));
     }
-    return true;
+    return norm != FOLD || fold_shape(p);
 }
 
 Problem *problem_new(const Case *c)
@@ -221,6 +222,8 @@ Problem *problem_new(const Case *c)
     p->running_var = normals(stat, p->params, 0.25, -1, c->seed + 7);
     if (case_adds(c))
         addition_new(p);
+    if (op_is_fold(c->op) && !(c->null & NULL_BIAS))
+        p->bias = normals(fold_bias_dtype(c), p->biases, 0, 1, c->seed + 12);
     if (c->running == RUNNING_NAN)
         for (int64_t i = 0; i < p->params; i++)
             p->running_mean[i] = p->running_var[i] = nanq("");
@@ -233,7 +236,7 @@ void problem_free(Problem *p)
         return;
     void *const all[] = { p->slot, p->param, p->x, p->dy, p->gamma, p->beta, p->old_dgamma, p->old_dbeta,
                           p->running_mean, p->running_var, p->branch, p->residual, p->factor, p->row_scale, p->col_scale,
-                          p->dsum, p };
+                          p->dsum, p->bias, p };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }

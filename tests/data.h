@@ -27,6 +27,8 @@ typedef struct Problem {
     Quad    *x, *dy; /* [count]; x: what is normalized */
     Quad    *branch, *residual, *factor; /* [count], where x is a sum (oracle_sum.h); else NULL */
     Quad    *row_scale, *col_scale, *dsum;
+    Quad    *bias; /* of a fold (oracle_fold.h): x is the weight; NULL where the case has none */
+    int64_t  biases;
     Quad    *gamma, *beta; /* [params]; NULL where the case has none */
     Quad    *old_dgamma, *old_dbeta; /* [params], what dgamma and dbeta hold before the call */
     Quad    *running_mean, *running_var; /* [params] */

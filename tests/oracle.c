@@ -4,12 +4,13 @@
 #include <quadmath.h>
 #include <stdlib.h>
 
+#include "oracle_fold.h"
 #include "oracle_sum.h"
 
 const char *output_name(Output out)
 {
     static const char *const names[] = { "y", "mean", "mean+mean_lo", "rstd", "running_mean", "running_var", "dx",
-                                         "dgamma", "dbeta", "sum", "dresidual" };
+                                         "dgamma", "dbeta", "sum", "dresidual", "folded_bias" };
     return names[out];
 }
 
@@ -81,7 +82,7 @@ void oracle_forward(const Problem *p, const Quad *x, const Quad *gamma, const Qu
     free_statistics(s);
 }
 
-static Expected expected(int64_t count, wf_dtype dtype, bool rounded)
+Expected oracle_expected(int64_t count, wf_dtype dtype, bool rounded)
 {
     return (Expected){ count, zeros(count), calloc((size_t)count + 1, sizeof(double)), dtype, rounded };
 }
@@ -104,7 +105,7 @@ static bool *unpromised(const Problem *p, const Statistics *s)
 static void solve_forward(const Problem *p, const Statistics *s, const bool *loose, Expected out[OUTPUT_COUNT])
 {
     const double u = unit_roundoff(p);
-    out[OUT_Y] = expected(p->count, p->c->x, true);
+    out[OUT_Y] = oracle_expected(p->count, p->c->x, true);
     Expected *y = &out[OUT_Y];
     oracle_forward(p, p->x, p->gamma, p->beta, y->value);
     for (int64_t i = 0; i < p->count; i++) {
@@ -123,10 +124,10 @@ static void solve_statistics(const Problem *p, const Statistics *s, const bool *
     const wf_dtype stat = stat_dtype(p->c->x);
     const double u = unit_roundoff(p), tiny = least(stat); /* means, also of parts, are rounded to multiples of it */
     Expected *mean = &out[OUT_MEAN], *pair = &out[OUT_MEAN_PAIR], *rstd = &out[OUT_RSTD];
-    *rstd = expected(p->slots, stat, false);
+    *rstd = oracle_expected(p->slots, stat, false);
     if (centered(p) && !frozen(p)) {
-        *mean = expected(p->slots, stat, false);
-        *pair = expected(p->slots, stat, false);
+        *mean = oracle_expected(p->slots, stat, false);
+        *pair = oracle_expected(p->slots, stat, false);
     }
     for (int64_t i = 0; i < p->slots; i++) {
         double sd = (double)sqrtq(s->var[i]);
@@ -150,8 +151,8 @@ static void solve_running(const Problem *p, const Statistics *s, const bool *loo
     const int64_t instances = op_norm(c->op) == INSTANCENORM ? c->n : 1;
     const Quad correction = c->flags & WF_BIASED ? 1 : (Quad)p->per_slot / (p->per_slot - 1);
     Expected *mean = &out[OUT_RUNNING_MEAN], *var = &out[OUT_RUNNING_VAR];
-    *mean = expected(p->params, stat_dtype(c->x), false);
-    *var = expected(p->params, stat_dtype(c->x), false);
+    *mean = oracle_expected(p->params, stat_dtype(c->x), false);
+    *var = oracle_expected(p->params, stat_dtype(c->x), false);
     for (int64_t i = 0; i < p->params; i++) {
         Quad old_mean = p->running_mean[i], old_var = p->running_var[i], new_mean = 0, new_var = 0;
         double sd = 0;
@@ -192,10 +193,10 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
     double *abs_g = calloc((size_t)p->slots + 1, sizeof *abs_g), *abs_gx = calloc((size_t)p->slots + 1, sizeof *abs_gx);
     double *widened = calloc((size_t)p->slots + 1, sizeof *widened); /* what rounding the mean adds to |xhat| */
     Expected *dx = &out[OUT_DX], *dgamma = &out[OUT_DGAMMA], *dbeta = &out[OUT_DBETA];
-    *dx = expected(p->count, c->x, true);
-    *dgamma = expected(p->params, c->w, true);
+    *dx = oracle_expected(p->count, c->x, true);
+    *dgamma = oracle_expected(p->params, c->w, true);
     if (centered(p))
-        *dbeta = expected(p->params, c->w, true);
+        *dbeta = oracle_expected(p->params, c->w, true);
 
     for (int64_t i = 0; i < p->slots && mean_given; i++)
         widened[i] = u * fabs((double)(s->mean[i] * s->rstd[i]));
@@ -256,10 +257,14 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
 
 void oracle_solve(const Problem *p, const Quad *mean_given, Expected out[OUTPUT_COUNT])
 {
-    Statistics s = statistics(p, p->x);
-    bool *loose = unpromised(p, &s);
     for (int i = 0; i < OUTPUT_COUNT; i++)
         out[i] = (Expected){ 0 };
+    if (op_is_fold(p->c->op)) {
+        fold_solve(p, out);
+        return;
+    }
+    Statistics s = statistics(p, p->x);
+    bool *loose = unpromised(p, &s);
     if (op_is_backward(p->c->op)) {
         solve_backward(p, &s, loose, mean_given, out);
         if (case_adds(p->c))

@@ -9,7 +9,7 @@
 
 typedef enum Output {
     OUT_Y, OUT_MEAN, OUT_MEAN_PAIR /* mean + mean_lo */, OUT_RSTD, OUT_RUNNING_MEAN, OUT_RUNNING_VAR,
-    OUT_DX, OUT_DGAMMA, OUT_DBETA, OUT_SUM, OUT_DRESIDUAL,
+    OUT_DX, OUT_DGAMMA, OUT_DBETA, OUT_SUM, OUT_DRESIDUAL, OUT_FOLDED_BIAS,
     OUTPUT_COUNT
 } Output;
 
@@ -28,6 +28,7 @@ typedef struct Statistics { Quad *mean, *var, *rstd; } Statistics; /* [slots]; v
  * then off is the interface's doing, not the backward pass's: its formulas hold with the mean it was given. */
 void oracle_solve(const Problem *, const Quad *mean_given, Expected out[OUTPUT_COUNT]);
 void oracle_free(Expected out[OUTPUT_COUNT]);
+Expected oracle_expected(int64_t count, wf_dtype dtype, bool rounded); /* zeros */
 
 /* The forward function alone, for derivatives by differences: y [count] of x, gamma, beta. */
 void oracle_forward(const Problem *, const Quad *x, const Quad *gamma, const Quad *beta, Quad *y);

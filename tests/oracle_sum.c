@@ -45,15 +45,9 @@ void addition_make(Problem *p)
     }
 }
 
-static Expected like(const Problem *p, wf_dtype dtype, bool rounded)
-{
-    const size_t n = (size_t)p->count + 1;
-    return (Expected){ p->count, calloc(n, sizeof(Quad)), calloc(n, sizeof(double)), dtype, rounded };
-}
-
 void addition_forward(const Problem *p, Expected out[OUTPUT_COUNT])
 {
-    out[OUT_SUM] = like(p, case_sum_dtype(p->c), false);
+    out[OUT_SUM] = oracle_expected(p->count, case_sum_dtype(p->c), false);
     memcpy(out[OUT_SUM].value, p->x, (size_t)p->count * sizeof *p->x);
 }
 
@@ -62,7 +56,7 @@ void addition_backward(const Problem *p, Expected out[OUTPUT_COUNT])
     const double u = p->c->x == WF_F64 ? 0x1p-53 : 0x1p-24, tiny = least(arithmetic(p->c));
     const wf_dtype dtype = case_sum_dtype(p->c);
     Expected *dx = &out[OUT_DX], *dresidual = &out[OUT_DRESIDUAL];
-    *dresidual = like(p, dtype, true);
+    *dresidual = oracle_expected(p->count, dtype, true);
     for (int64_t i = 0; i < p->count; i++) {
         const Quad sum = dx->value[i] + (p->dsum ? p->dsum[i] : 0), factor = p->factor[i];
         dresidual->value[i] = sum;

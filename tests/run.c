@@ -12,6 +12,7 @@
 
 #include "device.h"
 #include "guard.h"
+#include "oracle_fold.h"
 #include "pool.h"
 #include "tensor.h"
 
@@ -97,6 +98,17 @@ static wf_status call(const Case *c, const Buffers *buffers, const wf_exec *wher
                  b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo);
         CALL(batchnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
     }
+    case FOLD: {
+        wf_fold what = { .size = sizeof what, .x_dtype = c->x, .w_dtype = c->w, .flags = c->flags, .rows = c->rows,
+                         .cols = c->cols, .x_stride = c->x_stride, .y_stride = c->y_stride, .channels = c->channels,
+                         .eps = c->eps, .weight_offset = c->weight_offset };
+        const wf_fold_args with = { sizeof with, b->x, b->bias, b->gamma, b->beta, b->running_mean_in, b->running_var_in,
+                                    b->y, b->folded_bias };
+        if (buffers)
+            return (c->op == FOLD_BATCHNORM ? wf_fold_batchnorm : wf_fold_layernorm)(&what, &with, where);
+        *workspace = (c->op == FOLD_BATCHNORM ? wf_fold_batchnorm_workspace : wf_fold_layernorm_workspace)(&what, c->backend);
+        return WF_OK;
+    }
     default: return WF_INVALID;
     }
 }
@@ -114,13 +126,13 @@ size_t run_workspace(const Case *c)
 
 typedef enum Id {
     X, DY, GAMMA, BETA, RUNNING_MEAN_IN, RUNNING_VAR_IN, Y, MEAN, RSTD, MEAN_LO, RUNNING_MEAN_OUT, RUNNING_VAR_OUT, DX,
-    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, ID_COUNT
+    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, ID_COUNT
 } Id;
 
 static const char *const names[ID_COUNT] = { "x", "dy", "gamma", "beta", "running_mean_in", "running_var_in", "y", "mean",
                                              "rstd", "mean_lo", "running_mean_out", "running_var_out", "dx", "dgamma",
                                              "dbeta", "residual", "row_scale", "col_scale", "dsum", "sum",
-                                             "dresidual" };
+                                             "dresidual", "bias", "folded_bias" };
 
 /* ---- the caller's floating-point mode ---- */
 
@@ -179,7 +191,7 @@ static Id tensor_of(Output out)
     static const Id ids[] = { [OUT_Y] = Y, [OUT_MEAN] = MEAN, [OUT_MEAN_PAIR] = MEAN_LO, [OUT_RSTD] = RSTD,
                               [OUT_RUNNING_MEAN] = RUNNING_MEAN_OUT, [OUT_RUNNING_VAR] = RUNNING_VAR_OUT, [OUT_DX] = DX,
                               [OUT_DGAMMA] = DGAMMA, [OUT_DBETA] = DBETA,
-                              [OUT_SUM] = SUM, [OUT_DRESIDUAL] = DRESIDUAL };
+                              [OUT_SUM] = SUM, [OUT_DRESIDUAL] = DRESIDUAL, [OUT_FOLDED_BIAS] = FOLDED_BIAS };
     return ids[out];
 }
 
@@ -241,12 +253,21 @@ static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
         t[SUM] = in_place && p->residual ? t[RESIDUAL] : tensor_new(dtype, rows, cols, c->sum_stride, off);
 }
 
+/* What a fold has besides. */
+static void fill_fold(const Case *c, const Problem *p, Tensor t[ID_COUNT])
+{
+    const wf_dtype dtype = fold_bias_dtype(c);
+    if (p->bias)
+        t[BIAS] = tensor_input(dtype, 1, p->biases, 0, c->misalign, p->bias);
+    t[FOLDED_BIAS] = c->inplace & 2 && p->bias ? t[BIAS] : tensor_new(dtype, 1, p->biases, 0, c->misalign);
+}
+
 /* All tensors of the case; those of a backward pass's statistics are there already. */
 static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 {
     const Norm norm = op_norm(c->op);
-    const bool row_wise = norm == LAYERNORM || norm == RMSNORM, centered = norm != RMSNORM;
-    const bool infer = op_is_infer(c->op), backward = op_is_backward(c->op);
+    const bool row_wise = norm == LAYERNORM || norm == RMSNORM || norm == FOLD, centered = norm != RMSNORM && norm != FOLD;
+    const bool infer = op_is_infer(c->op) || c->op == FOLD_BATCHNORM, backward = op_is_backward(c->op);
     const int64_t rows = row_wise ? c->rows : 1, cols = row_wise ? c->cols : p->count;
     const wf_dtype stat = stat_dtype(c->x);
     const int off = c->misalign;
@@ -277,7 +298,9 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
         if (p->beta)
             t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
         t[Y] = c->inplace & 1 ? t[X] : tensor_new(c->x, rows, cols, y_stride, off);
-        if (!(null & NULL_RSTD))
+        if (norm == FOLD)
+            fill_fold(c, p, t);
+        if (!(null & NULL_RSTD) && norm != FOLD)
             t[RSTD] = tensor_new(stat, 1, p->slots, 0, off);
         if (!(null & NULL_MEAN) && centered && !infer)
             t[MEAN] = tensor_new(stat, 1, p->slots, 0, off);
@@ -295,8 +318,9 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     }
     /* An output in place borrows its input's memory; the input has nothing to keep then. */
     static const Id pairs[][2] = { { X, Y }, { DY, DX }, { RUNNING_MEAN_IN, RUNNING_MEAN_OUT },
-                                   { RUNNING_VAR_IN, RUNNING_VAR_OUT }, { RESIDUAL, SUM }, { DSUM, DRESIDUAL } };
-    for (int i = 0; i < 6; i++) {
+                                   { RUNNING_VAR_IN, RUNNING_VAR_OUT }, { RESIDUAL, SUM }, { DSUM, DRESIDUAL },
+                                   { BIAS, FOLDED_BIAS } };
+    for (int i = 0; i < 7; i++) {
         Tensor *in = &t[pairs[i][0]], *out = &t[pairs[i][1]];
         if (!in->data || in->data != out->data)
             continue;
@@ -359,7 +383,7 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     }
     Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
                   at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA], at[RESIDUAL],
-                  at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL] };
+                  at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL], at[BIAS], at[FOLDED_BIAS] };
     set_fpmode(c->fpmode);
     unsigned mode_before = get_fpmode();
     wf_status status = run_call(c, &b, &where);

@@ -32,6 +32,8 @@ typedef struct Buffers {
     void       *y, *mean, *rstd, *mean_lo, *running_mean_out, *running_var_out, *dx, *dgamma, *dbeta;
     const void *residual, *row_scale, *col_scale, *dsum;
     void       *sum, *dresidual; /* sum: backward an input */
+    const void *bias; /* of a fold: x is the weight, y the folded one, mean and var are running_..._in */
+    void       *folded_bias;
 } Buffers;
 wf_status run_call(const Case *, const Buffers *, const wf_exec *);
 size_t    run_workspace(const Case *);

@@ -38,7 +38,7 @@ START_TEST(enumerators_are_never_renumbered)
     ck_assert(WF_OK == 0 && WF_INVALID == 1 && WF_UNSUPPORTED == 2 && WF_WORKSPACE == 3 && WF_DEVICE == 4);
     ck_assert(WF_NCHW == 0 && WF_NHWC == 1 && WF_CPU == 0 && WF_CUDA == 1);
     ck_assert(WF_ACCUMULATE == 1 && WF_FROZEN == 2 && WF_FEATURES == 4 && WF_BIASED == 8 && WF_SUM_F32 == 16);
-    ck_assert(WF_GIVEN_MASK == 32);
+    ck_assert(WF_GIVEN_MASK == 32 && WF_BIAS_F32 == 64);
     ck_assert(WF_DRY_RUN == 65536);
     ck_assert(WF_DROPOUT == 0 && WF_ALPHA_DROPOUT == 1);
 }

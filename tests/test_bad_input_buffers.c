@@ -104,7 +104,8 @@ START_TEST(results_of_empty_tensors)
             api_expect(&c, WF_OK, NULL);
             for (EACH_BUFFER(b, op)) {
                 const int i = (int)(b - op->buffer);
-                const int of_running = b->extent == EXTENT_CHANNELS && api_buffer(op, "running_mean");
+                const int of_running = (b->extent == EXTENT_CHANNELS && api_buffer(op, "running_mean")) ||
+                                       b->extent == EXTENT_BIAS; /* of its own */
                 for (size_t k = 0; b->output && k < c.size[i] && !of_running; k++) {
                     int want = 0;
                     if (is_running(b))
@@ -133,7 +134,7 @@ START_TEST(misaligned)
             const size_t x_size = dtypes[d].x == WF_F64 ? 8 : dtypes[d].x == WF_F32 ? 4 : 2;
             const size_t w_size = dtypes[d].w == WF_F64 ? 8 : dtypes[d].w == WF_F32 ? 4 : 2;
             size_t natural = dtypes[d].x == WF_F64 ? 8 : 4;
-            if (b->extent <= EXTENT_DY)
+            if (b->extent <= EXTENT_DY || b->extent == EXTENT_BIAS)
                 natural = x_size;
             else if (b->extent == EXTENT_PARAMETER)
                 natural = w_size;

@@ -18,7 +18,9 @@
     F(instancenorm_infer)                                                                                              \
     F(instancenorm_backward)                                                                                           \
     F(dropout_forward)                                                                                                 \
-    F(dropout_backward)
+    F(dropout_backward)                                                                                                \
+    F(fold_batchnorm)                                                                                                  \
+    F(fold_layernorm)
 
 #define UNTYPED(operation)                                                                                             \
     wf_status call_##operation(const void *what, const void *with, const wf_exec *where);                              \

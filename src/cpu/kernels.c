@@ -6,6 +6,8 @@
 
 #include "dropout_cpu.c"
 
+#include "fold_cpu.c"
+
 const struct cpu_kernels WF_KERNELS = {
 #define PROBLEM(problem) .problem = problem, .problem##_workspace = problem##_workspace,
 #include "ops.def"

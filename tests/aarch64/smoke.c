@@ -102,6 +102,7 @@ union what {
     wf_batchnorm batchnorm;
     wf_instancenorm instancenorm;
     wf_dropout dropout;
+    wf_fold fold;
 };
 
 struct shape {
@@ -123,7 +124,16 @@ DESCRIBE(rmsnorm, DTYPES, ROWS, .eps = 1e-5, .weight_offset = 1)
 DESCRIBE(groupnorm, DTYPES, CHANNELS, .eps = 1e-5, .groups = s->c % 5 ? 1 : 5)
 DESCRIBE(batchnorm, DTYPES, CHANNELS, .eps = 1e-5, .momentum = 0.1)
 DESCRIBE(instancenorm, DTYPES, CHANNELS, .eps = 1e-5, .momentum = 0.1)
+DESCRIBE(fold, DTYPES, ROWS, .eps = 1e-5, .weight_offset = 1)
 DESCRIBE(dropout, .x_dtype = s->x_dtype, CHANNELS, .p = 0.3)
+
+/* As many channels as there are parameters. */
+static void describe_fold_rows(union what *what, const struct shape *s)
+{
+    describe_fold(what, s);
+    what->fold.rows = s->c;
+    what->fold.cols = s->n;
+}
 
 /* The calls, in this order: a backward pass takes the statistics that the forward one left. The arguments are the pointers
  * of the args struct in its order, but for dropout's seed and offset, which are numbers. */
@@ -156,6 +166,8 @@ static const struct operation {
     {INFER(instancenorm), {X, GAMMA, BETA, RUNNING, Y, FROZEN_RSTD}},
     {OPERATION(dropout_forward, dropout, wf_dropout_args), {X, Y, DX}}, /* DX holds the mask */
     {OPERATION(dropout_backward, dropout, wf_dropout_args), {DY, DX}},
+    {OPERATION(fold_batchnorm, fold_rows, wf_fold_args), {X, DY, GAMMA, BETA, RUNNING, Y, DX}}, /* biases in DY and DX */
+    {OPERATION(fold_layernorm, fold, wf_fold_args), {X, DY, GAMMA, BETA, RUNNING, Y, DX}},
 };
 
 static int failures;
@@ -192,7 +204,8 @@ static void calls(const struct shape *s, int on_rows, const char *text)
 {
     prepare(s->x_dtype, s->w_dtype, s->n * s->c * s->hw, s->c, on_rows ? s->n : s->n * s->c);
     for (const struct operation *op = operations; op < operations + sizeof operations / sizeof *operations; op++) {
-        const int rows = op->describe == describe_layernorm || op->describe == describe_rmsnorm;
+        const int folds = op->describe == describe_fold || op->describe == describe_fold_rows;
+        const int rows = folds || op->describe == describe_layernorm || op->describe == describe_rmsnorm;
         const int kinds = op->describe == describe_dropout ? 4 : 1;
         union what what;
 
