@@ -8,6 +8,7 @@
 
 #include "data.h"
 #include "device.h"
+#include "oracle_fold.h"
 #include "sweep.h"
 
 enum { MARGIN = 256, FILL = 0xff };
@@ -26,6 +27,7 @@ static void set_fields(DeviceCall *d)
         {"rows", c->rows}, {"cols", c->cols}, {"x_stride", c->x_stride}, {"y_stride", c->y_stride},
         {"dx_stride", c->dx_stride}, {"dy_stride", c->dy_stride}, {"n", c->n}, {"c", c->c}, {"hw", c->hw},
         {"groups", c->groups}, {"residual_stride", c->residual_stride}, {"sum_stride", c->sum_stride},
+        {"channels", c->channels},
     };
     const struct { const char *name; double value; } reals[] = {
         {"eps", c->eps}, {"momentum", c->momentum}, {"weight_offset", c->weight_offset},
@@ -44,7 +46,7 @@ static bool is_absent(const Case *c, const Buffer *b)
 {
     static const struct { const char *name; uint32_t null; } bits[] = {
         {"dx", NULL_DX}, {"gamma", NULL_GAMMA}, {"beta", NULL_BETA}, {"dgamma", NULL_DGAMMA}, {"dbeta", NULL_DBETA},
-        {"mean_lo", NULL_MEAN_LO}, {"mask", NULL_MASK},
+        {"mean_lo", NULL_MEAN_LO}, {"mask", NULL_MASK}, {"bias", NULL_BIAS},
         {"mean", NULL_MEAN}, {"rstd", NULL_RSTD}, {"rrms", NULL_RSTD},
     };
     static const struct { const char *name; uint32_t add; } parts[] = {
@@ -78,6 +80,8 @@ static wf_dtype dtype_of(const Case *c, const Buffer *b)
 {
     if (b->extent == EXTENT_RESIDUAL || b->extent == EXTENT_SUM)
         return case_sum_dtype(c);
+    if (b->extent == EXTENT_BIAS)
+        return fold_bias_dtype(c);
     return b->extent <= EXTENT_DY ? c->x : b->extent == EXTENT_PARAMETER ? c->w : stat_dtype(c->x);
 }
 

@@ -105,7 +105,7 @@ static Moved meter_line(const struct Metered *row)
     const Case parsed = case_of(row->line), *c = &parsed;
     device_call_begin(&d, c);
     m.op = c->op;
-    m.elements = (double)(op_norm(c->op) <= RMSNORM ? c->rows * c->cols : c->n * c->c * c->hw);
+    m.elements = (double)(row_wise(op_norm(c->op)) ? c->rows * c->cols : c->n * c->c * c->hw);
     strcpy(m.variant, d.variant);
     cudaStream_t stream;
     cudaStreamCreate(&stream);

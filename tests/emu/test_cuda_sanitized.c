@@ -13,7 +13,7 @@ enum { MOST = 170000 }; /* elements */
 
 static bool is_small(const Case *c)
 {
-    return (op_norm(c->op) <= RMSNORM ? c->rows * c->cols : c->n * c->c * c->hw) <= MOST;
+    return (row_wise(op_norm(c->op)) ? c->rows * c->cols : c->n * c->c * c->hw) <= MOST;
 }
 
 START_TEST(sanitized)

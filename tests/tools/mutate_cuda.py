@@ -28,8 +28,8 @@ HEAD = ("`make mutate-sync`: every synchronization statement of src/cuda deleted
 SYNC = (r"\b(?:dev::)?(?:__syncthreads|__syncwarp|cluster_sync|cp_async_commit|cp_async_wait<[^;>]*>)"
         r"\s*\([^;]*\);")
 OPERATIONS = {"layernorm": ["layernorm", "rmsnorm"], "channelnorm": ["groupnorm", "instancenorm", "batchnorm"],
-              "dropout": ["dropout"]}
-DIRECTIONS = {"forward": ["forward", "train", "infer"], "backward": ["backward"]}
+              "dropout": ["dropout"], "fold": ["fold"]}
+DIRECTIONS = {"forward": ["forward", "train", "infer"], "backward": ["backward"], "of": ["batchnorm", "layernorm"]}
 CPU_SECONDS, LIMIT = 40, 900  # of a process; of a command on the clock. A mutant that loops for ever is noticed, too
 BUILD = "build-few"
 FLAGS = "$(EMU_BASE) -Wno-error -g0 -O1 -DWF_FEW_DTYPES"
