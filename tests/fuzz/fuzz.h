@@ -21,9 +21,10 @@ typedef enum Role {
     NO_FIELD,
     X, Y, DY, DX,  /* activations */
     RESIDUAL, SUM, /* of the norm of a sum, their gradients too */
-    WEIGHT,        /* [c], w_dtype */
+    WEIGHT,        /* [c], w_dtype; of a fold [channels] */
+    BIAS,          /* of a fold */
     STATISTIC,     /* one per row, group, channel or instance */
-    CHANNEL,       /* [c], the dtype of statistics: running mean and variance */
+    CHANNEL,       /* [c], the dtype of statistics: running mean and variance; of a fold [channels] */
     MASK, WORD     /* dropout's bit mask; seed_ptr and offset_ptr */
 } Role;
 
@@ -50,7 +51,7 @@ typedef struct Operation {
 extern const Operation operations[];
 extern const int       operation_count;
 
-/* The fields of every what struct; rows and cols are n and c. */
+/* The fields of every what struct; rows and cols are n and c, a fold's channels are groups. */
 typedef struct What {
     int32_t  x_dtype, w_dtype, layout, kind;
     uint32_t flags, reserved;
@@ -130,6 +131,7 @@ Buffer  buffer_of(const Call *call, int field);
 bool    is_small(const Operation *op, const What *what);
 int64_t statistics_count(const Operation *op, const What *what);
 bool    is_output(const Call *call, int field);         /* the call may write it */
+int64_t divided(const Operation *op, const What *what); /* what groups must divide */
 int64_t span_of(const Buffer *buffer);                  /* bytes from its first to its last element */
 bool    holds(const Buffer *buffer, const uint8_t *at); /* this byte belongs to one of its elements */
 bool    what_is_bad(const Call *call);                  /* WF_INVALID whatever the rest of the call is */

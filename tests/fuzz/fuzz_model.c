@@ -37,6 +37,8 @@
 #define DROPOUT_FIELDS { { "x", X, false, true, -1, 1 }, { "y", Y, true, true, 0, 2 }, \
                          { "mask", MASK, true, false, -1, 3 }, { "seed_ptr", WORD, false, false, -1, 6 }, \
                          { "offset_ptr", WORD, false, false, -1, 7 } }
+#define FOLD_INPUTS { "weight", X, false, true, -1, 1 }, { "bias", BIAS, false, false, -1, 2 }, \
+                    { "gamma", WEIGHT, false, false, -1, 3 }, { "beta", WEIGHT, false, false, -1, 4 }
 /* Of the norm of a sum; word: where row_scale is. */
 #define SCALES(word) { "row_scale", STATISTIC, false, false, -1, word }, { "col_scale", WEIGHT, false, false, -1, word + 1 }, \
                      { "seed_ptr", WORD, false, false, -1, word + 4 }, { "offset_ptr", WORD, false, false, -1, word + 5 }
@@ -82,6 +84,11 @@ const Operation operations[] = {
       { { "dy", DY, false, true, -1, 1 }, { "sum", SUM, false, true, -1, 7 }, { "gamma", WEIGHT, false, false, -1, 3 },
         { "rrms", STATISTIC, false, true, -1, 4 }, { "dx", DX, true, false, 0, 5 },
         { "dgamma", WEIGHT, true, false, -1, 6 }, GRADIENTS(6, 8) } },
+    { OPERATION(fold_batchnorm, wf_fold_args, wf_fold, FOLD, INFER, 8),
+      { FOLD_INPUTS, { "mean", CHANNEL, false, true, -1, 5 }, { "var", CHANNEL, false, true, -1, 6 },
+        { "folded_weight", Y, true, true, 0, 7 }, { "folded_bias", BIAS, true, true, 1, 8 } } },
+    { OPERATION(fold_layernorm, wf_fold_args, wf_fold, FOLD, INFER, 6),
+      { FOLD_INPUTS, { "folded_weight", Y, true, true, 0, 7 }, { "folded_bias", BIAS, true, false, 1, 8 } } },
 };
 const int operation_count = sizeof operations / sizeof *operations;
 
@@ -110,6 +117,10 @@ static const Member members[][MOST_MEMBERS] = {
     [INSTANCENORM] = { CHANNEL_MEMBERS(wf_instancenorm), MEMBER(wf_instancenorm, w_dtype, w_dtype),
                             MEMBER(wf_instancenorm, eps, eps), MEMBER(wf_instancenorm, momentum, extra) },
     [DROPOUT] = { CHANNEL_MEMBERS(wf_dropout), MEMBER(wf_dropout, kind, kind), MEMBER(wf_dropout, p, extra) },
+    [FOLD] = { MEMBER(wf_fold, x_dtype, x_dtype), MEMBER(wf_fold, w_dtype, w_dtype), MEMBER(wf_fold, flags, flags),
+               MEMBER(wf_fold, reserved, reserved), MEMBER(wf_fold, rows, n), MEMBER(wf_fold, cols, c),
+               MEMBER(wf_fold, x_stride, x_stride), MEMBER(wf_fold, y_stride, y_stride), MEMBER(wf_fold, channels, groups),
+               MEMBER(wf_fold, eps, eps), MEMBER(wf_fold, weight_offset, extra) },
 };
 /* clang-format on */
 
@@ -132,7 +143,7 @@ void what_decode(const Operation *op, const void *image, What *what)
 
 bool is_rows(Norm norm)
 {
-    return norm == LAYERNORM || norm == RMSNORM;
+    return norm == LAYERNORM || norm == RMSNORM || norm == FOLD;
 }
 
 size_t element_size(int dtype)
@@ -160,6 +171,22 @@ int64_t statistics_count(const Operation *op, const What *w)
     }
 }
 
+static bool folds_output(const Operation *op)
+{
+    return strcmp(op->name, "fold_batchnorm") == 0;
+}
+
+int64_t divided(const Operation *op, const What *w)
+{
+    return folds_output(op) ? w->n : w->c;
+}
+
+/* Of gamma and beta. */
+static int64_t parameters(const Operation *op, const What *w)
+{
+    return op->norm != FOLD ? w->c : w->groups ? w->groups : divided(op, w);
+}
+
 static int64_t stride_of(const What *w, Role role)
 {
     if (role == RESIDUAL || role == SUM)
@@ -177,7 +204,11 @@ Buffer buffer_of(const Call *call, int field)
     switch (call->op->field[field].role) {
     case WEIGHT:
         b.dtype = w->w_dtype;
-        b.cols = w->c;
+        b.cols = parameters(call->op, w);
+        break;
+    case BIAS:
+        b.dtype = w->flags & WF_BIAS_F32 ? WF_F32 : w->x_dtype;
+        b.cols = folds_output(call->op) ? parameters(call->op, w) : w->n;
         break;
     case STATISTIC:
         b.dtype = statistic;
@@ -185,7 +216,7 @@ Buffer buffer_of(const Call *call, int field)
         break;
     case CHANNEL:
         b.dtype = statistic;
-        b.cols = w->c;
+        b.cols = parameters(call->op, w);
         break;
     case MASK:
         b.dtype = -1;
@@ -263,6 +294,13 @@ static Verdict judge_rows(const What *w)
     return worse(v, bad_if(w->reserved != 0 || (w->flags & WF_SUM_F32 && w->x_dtype == WF_F64)));
 }
 
+static Verdict judge_fold(const Operation *op, const What *w)
+{
+    const int64_t all = divided(op, w);
+    const bool    divides = w->groups == 0 || (w->groups > 0 && w->groups <= all && all % w->groups == 0);
+    return bad_if(!divides || !isfinite(w->extra) || (w->flags & WF_BIAS_F32 && w->x_dtype == WF_F64));
+}
+
 static Verdict judge_channels(const Operation *op, const What *w)
 {
     /* A product that is too large only with its zeros left out: n = 0 of something enormous. */
@@ -289,6 +327,7 @@ static Verdict judge_what(const Operation *op, const What *w)
         [BATCHNORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
         [INSTANCENORM] = WF_ACCUMULATE | WF_FROZEN | WF_BIASED,
         [DROPOUT] = WF_FEATURES | WF_GIVEN_MASK,
+        [FOLD] = WF_BIAS_F32,
     };
     Verdict v = bad_if(element_size(w->x_dtype) == 0 || (op->norm != DROPOUT && element_size(w->w_dtype) == 0));
     v = worse(v, bad_if(w->flags & ~flags[op->norm]));
@@ -300,6 +339,8 @@ static Verdict judge_what(const Operation *op, const What *w)
         v = worse(v, bad_if(!(w->eps >= 0) || isinf(w->eps)));
     if (op->norm == RMSNORM)
         v = worse(v, bad_if(!isfinite(w->extra)));
+    if (op->norm == FOLD)
+        v = worse(v, judge_fold(op, w));
     if (op->norm == DROPOUT)
         v = worse(v, bad_if(!(w->extra >= 0 && w->extra <= 1) ||
                             (w->kind != WF_DROPOUT && w->kind != WF_ALPHA_DROPOUT)));
@@ -314,6 +355,8 @@ bool is_small(const Operation *op, const What *w)
     if (element_size(w->x_dtype) == 0 || (op->norm != DROPOUT && element_size(w->w_dtype) == 0) || w->n < 0 || w->c < 0)
         return false;
     if (nonzero(w->n) * nonzero(w->c) > limit)
+        return false;
+    if (op->norm == FOLD && (w->groups < 0 || (double)w->groups > limit))
         return false;
     if (is_rows(op->norm)) {
         const int64_t strides[STRIDE_COUNT] = STRIDES(w);
@@ -448,6 +491,12 @@ static bool needs_sum(const Call *call)
     return adds;
 }
 
+/* A beta has to go somewhere. */
+static bool needs_bias(const Call *call)
+{
+    return call->op->norm == FOLD && call->buffer[3].at != NULL;
+}
+
 static Verdict judge_buffers(const Call *call)
 {
     const Operation *op = call->op;
@@ -458,7 +507,8 @@ static Verdict judge_buffers(const Call *call)
         const Buffer *b = &call->buffer[i];
         const Role    role = op->field[i].role;
         const bool    needed = op->field[i].needed || (role == MASK && takes_mask(call)) ||
-                            (role == SUM && op->field[i].output && needs_sum(call));
+                            (role == SUM && op->field[i].output && needs_sum(call)) ||
+                            (role == BIAS && op->field[i].output && needs_bias(call));
         if (needed && b->at == NULL && !empty)
             v = BAD;
         if (b->at != NULL && b->element > 0 && (uintptr_t)b->at % b->element != 0 && !is_ignored(call, i))

@@ -41,9 +41,12 @@ static void plan_shape(Bytes *bytes, Plan *plan)
     w->c = PICK(plain_sizes, next(bytes));
     w->hw = is_rows(plan->op->norm) ? 1 : PICK(plain_sizes, next(bytes));
     const unsigned groups = next(bytes);
-    w->groups = 1 + groups % (w->c > 0 ? w->c : 1);
-    while (w->c % w->groups != 0)
+    const int64_t all = divided(plan->op, w);
+    w->groups = 1 + groups % (all > 0 ? all : 1);
+    while (all % w->groups != 0)
         w->groups--;
+    if (plan->op->norm == FOLD && (all == 0 || groups % 4 == 0))
+        w->groups = 0; /* as many as there are */
     int64_t *const strides[] = { &w->x_stride, &w->y_stride, &w->dx_stride, &w->dy_stride };
     for (int i = 0; i < 4; i++)
         *strides[i] = plan_stride(bytes, w->c);
@@ -60,6 +63,7 @@ static void plan_all(Bytes *bytes, Plan *plan)
     w->kind = (int32_t)(dtypes / 16 % 2);
     const unsigned flags = next(bytes);
     w->flags = plan->op->norm == DROPOUT ? (flags & WF_FEATURES) | (flags & 8 ? WF_GIVEN_MASK : 0)
+               : plan->op->norm == FOLD ? (flags & 1 && w->x_dtype != WF_F64 ? WF_BIAS_F32 : 0)
                : plan->op->norm == BATCHNORM || plan->op->norm == INSTANCENORM
                    ? flags & (WF_ACCUMULATE | WF_FROZEN | WF_BIASED)
                    : flags & WF_ACCUMULATE;

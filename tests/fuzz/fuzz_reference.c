@@ -87,9 +87,11 @@ static Case case_of(const Call *call, Data data, uint64_t seed)
     c.dy_stride = w->dy_stride;
     c.eps = w->eps;
     c.kind = w->kind;
-    c.weight_offset = call->op->norm != RMSNORM ? 0 : c.x == WF_F64 ? w->extra : (float)w->extra;
+    c.weight_offset = call->op->norm != RMSNORM && call->op->norm != FOLD ? 0 : c.x == WF_F64 ? w->extra : (float)w->extra;
     c.momentum = c.p = w->extra;
-    c.null = (present(call, "gamma") ? 0 : NULL_GAMMA) | (present(call, "beta") ? 0 : NULL_BETA);
+    c.null = (present(call, "gamma") ? 0 : NULL_GAMMA) | (present(call, "beta") ? 0 : NULL_BETA) |
+             (present(call, "bias") ? 0 : NULL_BIAS);
+    c.channels = w->groups;
     c.running = present(call, "running_mean_in") ? RUNNING_SEPARATE : RUNNING_NONE;
     c.offset = call->offset;
     if (call->op->sums) {
@@ -178,9 +180,21 @@ static void load_addition(const Call *call, Problem *p, Case *c)
     addition_make(p);
 }
 
-/* What is normalized, where the caller gives it. */
+static const Buffer *mean_of(const Call *call)
+{
+    return present(call, call->op->norm == FOLD ? "mean" : call->op->direction == INFER ? "running_mean" : "running_mean_in");
+}
+
+static const Buffer *var_of(const Call *call)
+{
+    return present(call, call->op->norm == FOLD ? "var" : call->op->direction == INFER ? "running_var" : "running_var_in");
+}
+
+/* What is normalized, or folded, where the caller gives it. */
 static const Buffer *normalized(const Call *call)
 {
+    if (call->op->norm == FOLD)
+        return present(call, "weight");
     return present(call, call->op->sums && call->op->direction == BACKWARD ? "sum" : "x");
 }
 
@@ -193,8 +207,9 @@ static void load_inputs(const Call *call, Problem *p, Case *c)
     load(present(call, "dy"), p->dy);
     load(present(call, "gamma"), p->gamma);
     load(present(call, "beta"), p->beta);
-    load(present(call, call->op->direction == INFER ? "running_mean" : "running_mean_in"), p->running_mean);
-    load(present(call, call->op->direction == INFER ? "running_var" : "running_var_in"), p->running_var);
+    load(present(call, "bias"), p->bias);
+    load(mean_of(call), p->running_mean);
+    load(var_of(call), p->running_var);
     load(present(call, "dgamma"), p->old_dgamma);
     load(present(call, "dbeta"), p->old_dbeta);
 }
@@ -244,8 +259,9 @@ Reference *reference_new(const Call *call, Data data, uint64_t seed)
     store(present(call, "dy"), p->dy);
     store(present(call, "gamma"), p->gamma);
     store(present(call, "beta"), p->beta);
-    store(present(call, call->op->direction == INFER ? "running_mean" : "running_mean_in"), p->running_mean);
-    store(present(call, call->op->direction == INFER ? "running_var" : "running_var_in"), p->running_var);
+    store(present(call, "bias"), p->bias);
+    store(mean_of(call), p->running_mean);
+    store(var_of(call), p->running_var);
     if (call->op->direction == BACKWARD) {
         store(present(call, "dgamma"), p->old_dgamma);
         store(present(call, "dbeta"), p->old_dbeta);
@@ -318,7 +334,7 @@ static const char *check_norm(const Reference *r)
     oracle_solve(p, mean_given, out);
     free(mean_given);
     const Buffer *const got[OUTPUT_COUNT] = {
-        [OUT_Y] = present(call, "y"),
+        [OUT_Y] = present(call, call->op->norm == FOLD ? "folded_weight" : "y"),
         [OUT_MEAN] = backward ? NULL : mean,
         [OUT_MEAN_PAIR] = backward || lo == NULL ? NULL : mean,
         [OUT_RSTD] = backward || r->extreme ? NULL : rstd_of(call),
@@ -329,6 +345,7 @@ static const char *check_norm(const Reference *r)
         [OUT_DBETA] = present(call, "dbeta"),
         [OUT_SUM] = backward ? NULL : present(call, "sum"),
         [OUT_DRESIDUAL] = present(call, "dresidual"),
+        [OUT_FOLDED_BIAS] = present(call, "folded_bias"),
     };
     const char *wrong = NULL;
     for (int i = 0; i < OUTPUT_COUNT && wrong == NULL; i++)
