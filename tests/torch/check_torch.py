@@ -18,6 +18,7 @@ try:
     import numpy
     import torch
     import torch.nn.functional as F
+    from torch.nn.utils import fusion
     from library import ACCUMULATE, BIASED, DRY_RUN, FEATURES, FROZEN, GIVEN_MASK, NCHW, NHWC, call, load
 except ImportError as missing:
     print(f"check-torch: {missing}. Install Debian's python3-torch and python3-numpy, or name an interpreter that has "
@@ -430,6 +431,28 @@ def check_modules():
         compare(f"{norm}_infer", "module", ("f32", "f32"), case, y, want, 64 * 2.0 ** -24 * want.abs().clamp(min=1))
 
 
+def check_folds():
+    """BatchNorm as torch.nn.utils.fusion folds it into Linear, Conv2d and ConvTranspose2d."""
+    for pair, (size, transpose) in itertools.product(
+            PAIRS, (((6, 35), False), ((6, 5, 3, 3), False), ((5, 6, 3, 3), True))):
+        (x_code, x), (w_code, w) = DTYPES[pair[0]], DTYPES[pair[1]]
+        statistic, rows = torch.float64 if pair[0] == "f64" else torch.float32, size[0] * (size[1] if transpose else 1)
+        parts = {"weight": (size, x), "bias": (6, x), "mean": (6, statistic), "var": (6, statistic), "gamma": (6, w),
+                 "beta": (6, w)}
+        generator = torch.Generator().manual_seed(size[1])
+        parts = {name: torch.rand(of, generator=generator, dtype=torch.float64).add(0.1).to(dtype)
+                 for name, (of, dtype) in parts.items()}
+        got = {f"folded_{name}": torch.full_like(parts[name], math.nan) for name in ("weight", "bias")}
+        call("fold_batchnorm", {"x_dtype": x_code, "w_dtype": w_code, "rows": rows, "cols": parts["weight"].numel() // rows,
+                                "channels": 6, "eps": 1e-5}, **parts, **got)
+        weight, bias, mean, var, gamma, beta = (part.double() for part in parts.values())
+        wants = fusion.fuse_conv_bn_weights(weight, bias, mean, var, 1e-5, gamma, beta, transpose)
+        sizes = wants[0].abs(), ((bias - mean) * gamma).abs() / (var + 1e-5).sqrt() + beta.abs()
+        for (name, folded), want, of, bar in zip(got.items(), wants, sizes, (5, 7)):
+            compare("fold_batchnorm", name, pair, f"size={size}", folded, want.detach(),
+                    bar * unit(pair[0]) * of.detach() + rounding(want.detach(), pair[0]))
+
+
 # ---- dropout ----
 
 def philox(seed, offset, count):
@@ -575,7 +598,7 @@ def check_refusals():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
-    parser.add_argument("--only", metavar="WORD", help="what contains this: layernorm, ..., modules, dropout, refusals")
+    parser.add_argument("--only", metavar="WORD", help="what contains this: layernorm, ..., modules, folds, dropout, refusals")
     options = parser.parse_args()
     load(options.library)
     print(f"PyTorch {torch.__version__}, NumPy {numpy.__version__}; RMSNorm: "
@@ -583,7 +606,7 @@ def main():
     for case in norm_cases():
         if not options.only or options.only in case.norm:
             case.check()
-    for check in (check_modules, check_dropout, check_dropout_statistics, check_refusals):
+    for check in (check_modules, check_folds, check_dropout, check_dropout_statistics, check_refusals):
         if not options.only or options.only in check.__name__:
             try:
                 check()

@@ -34,11 +34,14 @@ WHAT = {
     "instancenorm": struct("instancenorm", *MOVING),
     "dropout": struct("dropout", *fields(INT, "x_dtype kind layout"), ("flags", UINT), *fields(LONG, "n c hw"),
                       ("p", REAL)),
+    "fold": struct("fold", *fields(INT, "x_dtype w_dtype"), *fields(UINT, "flags reserved"),
+                   *fields(LONG, "rows cols x_stride y_stride channels"), *fields(REAL, "eps weight_offset")),
 }
 NORM_BACKWARD = "dy x gamma mean rstd mean_lo dx dgamma dbeta".split()
 NORM_FORWARD = "x gamma beta y mean rstd mean_lo".split()
 TRAIN = "x gamma beta running_mean_in running_var_in running_mean_out running_var_out y mean rstd mean_lo".split()
 INFER = "x gamma beta running_mean running_var y rstd".split()
+FOLD = "weight bias gamma beta mean var folded_weight folded_bias".split()
 SEED = [("seed", WORD), ("offset", WORD), "seed_ptr", "offset_ptr"]
 DROPOUT = ["x", "y", "mask", *SEED]
 SUM_FORWARD = ["residual", "sum", "row_scale", "col_scale", *SEED]
@@ -50,7 +53,7 @@ WITH = {
     "groupnorm_forward": NORM_FORWARD, "groupnorm_backward": NORM_BACKWARD,
     "batchnorm_train": TRAIN, "batchnorm_infer": INFER, "batchnorm_backward": NORM_BACKWARD,
     "instancenorm_train": TRAIN, "instancenorm_infer": INFER, "instancenorm_backward": NORM_BACKWARD,
-    "dropout_forward": DROPOUT, "dropout_backward": DROPOUT,
+    "dropout_forward": DROPOUT, "dropout_backward": DROPOUT, "fold_batchnorm": FOLD, "fold_layernorm": FOLD,
 }
 WITH = {name: struct(name, *of) for name, of in WITH.items()}
 EXEC = struct("exec", ("backend", INT), ("flags", UINT), "stream", "workspace", ("workspace_size", ctypes.c_size_t),
