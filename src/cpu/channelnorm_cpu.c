@@ -79,6 +79,7 @@ static void known_sets(const struct channelnorm_forward_run *r, int64_t set, int
 }
 
 #include "lines.h"
+#include "wide.h"
 
 #include "channels_first.h"
 #include "channels_last.h"
