@@ -24,6 +24,8 @@ static const char *const lines[] = {
     "+batchnorm_infer x=bf16 w=f32 n=2 c=131073 hw=1 layout=nhwc",
     "+batchnorm_backward x=f32 n=65537 c=3 hw=1 flags=frozen,accumulate",
     "+batchnorm_backward x=f16 n=3 c=131073 hw=1 flags=frozen layout=nhwc",
+    "batchnorm_backward x=f32 n=3 c=2049 hw=60 layout=nhwc",
+    "batchnorm_backward x=f16 n=3 c=2049 hw=120 layout=nhwc flags=frozen",
     "batchnorm_train x=f32 n=3 c=7 hw=40 running=nan momentum=1",
     NULL,
 };

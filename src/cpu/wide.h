@@ -231,8 +231,11 @@ INLINE void map_columns(wf_dtype dtype, enum formula formula, struct column_map 
     int64_t       i = 0, begin = 0, end = 0;
     if (m->stream)
         whole_lines(out, size, n, &begin, &end);
-    if (begin > 0)
-        pair_store_part(dtype, out, begin, map_part(dtype, formula, m->param, false, 0, a, b, begin));
+    for (int64_t part; i < begin; i += part) { /* where vectors are short a line is more than a pair */
+        part = min64(PAIR, begin - i);
+        pair_store_part(dtype, out + i * size, part,
+                        map_part(dtype, formula, m->param, false, i, a + i * size, b + i * size, part));
+    }
     const bool reordered = dtype == WF_BF16;
     const real(*params)[WIDE + PAIR] = reordered ? m->ordered : m->param;
     const int64_t from = reordered ? begin : 0;
