@@ -53,9 +53,9 @@ INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const vo
                           const real *center, const real (*up)[WIDE + PAIR], real *sum, real *squares)
 {
     const int64_t size = size_of(dtype), all = t->fold * t->width, step = t->fold * t->c * size, whole = all / PAIR * PAIR;
-    const struct fetch f = fetch_of(t);
+    const struct fetch f = fetch_of(t, FETCHED);
     const char        *x = at_element(data, dtype, row * t->c + t->col);
-    ALIGNED real       few[2][SWEPT_WIDE + PAIR], more[2][SWEPT_WIDE + PAIR];
+    ALIGNED real       few[2][WIDE + PAIR], more[2][WIDE + PAIR];
     real *const        total[2] = {sum, squares};
     for (int k = 0; k < 2; k++) {
         fill(total[k], all + PAIR, 0);
@@ -97,9 +97,10 @@ INLINE void sweep_columns(wf_dtype dtype, const struct columns_tile *t, const vo
 /* guess[j] of unit j for each of its columns, again and again, in the order of pairs. */
 static void spread_units(const struct columns_tile *t, const real *guess, real *center)
 {
-    for (int64_t j = 0; j < t->width / t->unit; j++)
-        for (int64_t k = 0; k < t->unit; k++)
-            center[j * t->unit + k] = guess[j];
+    if (t->unit == 1)
+        memcpy(center, guess, (size_t)t->width * sizeof(real));
+    for (int64_t j = 0; t->unit > 1 && j < t->width / t->unit; j++)
+        fill(center + j * t->unit, t->unit, guess[j]);
     repeat(center, t);
     FOR_DTYPE(t->dtype, pairs_order, center, t->fold * t->width, false);
 }
@@ -158,43 +159,65 @@ __attribute__((noinline, cold)) static void columns_near(const struct columns_ti
     }
 }
 
-/* guess: of the units' means; corrected for the rows that follow where it was wrong. */
+/* guess: of the units' means; corrected for the rows that follow where it was wrong. out: the tile's records. */
 static void columns_moments(const struct columns_tile *t, const void *data, int64_t row, int64_t n, real *guess,
                             struct columns *out)
 {
-    const int64_t units = t->width / t->unit;
+    const int64_t records = records_of(t);
     if (n > leaf_rows(t->fold)) {
-        struct columns right;
+        struct columns right[WIDE / COLUMNS];
         const int64_t  left = tree_split(n, leaf_rows(t->fold));
         columns_moments(t, data, row, left, guess, out);
-        columns_moments(t, data, row + left, n - left, guess, &right);
-        columns_merge(out, left * t->unit, &right, (n - left) * t->unit, units);
+        columns_moments(t, data, row + left, n - left, guess, right);
+        for (int64_t k = 0; k < records; k++) {
+            const struct columns_tile part = record_of(t, k);
+            columns_merge(&out[k], left * t->unit, &right[k], (n - left) * t->unit, part.width / t->unit);
+        }
         return;
     }
     ALIGNED real center[WIDE + PAIR], sum[WIDE + PAIR], squares[WIDE + PAIR];
     int32_t      far[COLUMNS];
     spread_units(t, guess, center);
     FOR_DTYPE(t->dtype, sweep_columns, t, data, row, n, center, NULL, sum, squares);
-    if (columns_about(guess, sum, squares, n * t->unit, units, out, far))
-        columns_near(t, data, row, n, guess, far, out);
+    for (int64_t k = 0; k < records; k++) {
+        const struct columns_tile part = record_of(t, k);
+        const int64_t             at = k * COLUMNS;
+        if (columns_about(guess + at, sum + at, squares + at, n * t->unit, part.width / t->unit, &out[k], far))
+            columns_near(&part, data, row, n, guess + at, far, &out[k]);
+    }
 }
 
-/* The mean of a power of two of values from the first of n rows, about, for each unit: rows from all over would be waited
- * for one by one. With fewer than SAMPLE, or a coarser guess, one of 256 columns would often be far, and all be swept
- * again. */
-static void guess_units(const struct columns_tile *t, const void *data, int64_t row, int64_t n, real *guess)
+/* The mean of `few` rows, and in `spread` how far one of them is from the first, at most. */
+INLINE void guess_columns(wf_dtype dtype, const struct columns_tile *t, const char *x, int64_t few, real *spread, real *guess)
 {
-    const int64_t units = t->width / t->unit;
-    real          buffer[COLUMNS], first[COLUMNS], spread[COLUMNS];
-    int64_t       few = 1;
-    while (few < SAMPLE && few * 2 <= n)
-        few *= 2;
-    const int64_t each = min64(t->unit, SAMPLE / few), count = few * each; /* columns of a unit in each row */
+    const int64_t size = size_of(dtype), step = t->c * size;
+    const vector  share = vector_fill(1 / (real)few);
+    for (int64_t i = 0; i < t->width; i += PAIR) {
+        const int64_t     n = min64(PAIR, t->width - i);
+        const struct pair first = pair_load_part(dtype, dtype, x + i * size, n);
+        struct pair       most = {vector_fill(0), vector_fill(0)};
+        struct pair       sum = {first.a * share + vector_fill(0), first.b * share + vector_fill(0)};
+        for (int64_t k = 1; k < few; k++) {
+            const struct pair v = pair_load_part(dtype, dtype, x + k * step + i * size, n);
+            most.a = vector_max(most.a, vector_abs(v.a - first.a));
+            most.b = vector_max(most.b, vector_abs(v.b - first.b));
+            sum.a += v.a * share;
+            sum.b += v.b * share;
+        }
+        pair_store_part(REAL_DTYPE, (char *)(guess + i), n, pair_natural(dtype, sum));
+        pair_store_part(REAL_DTYPE, (char *)(spread + i), n, pair_natural(dtype, most));
+    }
+}
+
+/* The same for units of several columns: of `each` columns of a unit. */
+static void guess_groups(const struct columns_tile *t, const void *data, int64_t row, int64_t few, int64_t each,
+                         real *spread, real *guess)
+{
+    const int64_t units = t->width / t->unit, count = few * each;
     const real    share = 1 / (real)count;
+    real          buffer[WIDE], first[WIDE];
     fill(guess, units, 0);
     fill(spread, units, 0);
-    for (int64_t k = 0; k < few; k++)
-        fetch(data, t->dtype, (row + k) * t->c + t->col, t->width);
     for (int64_t k = 0; k < count; k++) {
         const real *x = load(data, t->dtype, (row + k / each) * t->c + t->col, t->width, buffer) + k % t->unit;
         for (int64_t j = 0; k == 0 && j < units; j++)
@@ -206,8 +229,25 @@ static void guess_units(const struct columns_tile *t, const void *data, int64_t 
             guess[j] += x[j * t->unit] * share;
         }
     }
+}
+
+/* The mean of a power of two of values from the first of n rows, about, for each unit: rows from all over would be waited
+ * for one by one. With fewer than SAMPLE, or a coarser guess, one of 256 columns would often be far, and all be swept
+ * again. */
+static void guess_units(const struct columns_tile *t, const void *data, int64_t row, int64_t n, real *guess)
+{
+    real    spread[WIDE];
+    int64_t few = 1;
+    while (few < SAMPLE && few * 2 <= n)
+        few *= 2;
+    for (int64_t k = 0; k < few; k++)
+        fetch(data, t->dtype, (row + k) * t->c + t->col, t->width);
+    if (t->unit == 1)
+        FOR_DTYPE(t->dtype, guess_columns, t, at_element(data, t->dtype, row * t->c + t->col), few, spread, guess);
+    else
+        guess_groups(t, data, row, few, min64(t->unit, SAMPLE / few), spread, guess);
     SIMD
-    for (int64_t j = 0; j < units; j++)
+    for (int64_t j = 0; j < t->width / t->unit; j++)
         guess[j] = coarse_guess(guess[j], spread[j] / 8);
 }
 
@@ -230,13 +270,13 @@ static void channels_last_reduce(const void *arg, int64_t sample, int64_t item)
 {
     const struct channelnorm_forward_run *r = arg;
     const int64_t item_rows = forward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
-    const int64_t tiles = last_tiles(&r->g), n = min64(item_rows, rows - first);
-    struct columns *part = (struct columns *)r->part + (sample * r->items + item) * tiles;
+    const int64_t tiles = last_tiles(&r->g), records = last_records(&r->g), n = min64(item_rows, rows - first);
+    struct columns *part = (struct columns *)r->part + (sample * r->items + item) * tiles * records;
     for (int64_t tile = 0; tile < tiles; tile++) {
         const struct columns_tile t = columns_tile_of(&r->g, tile);
-        real                      guess[COLUMNS];
+        real                      guess[WIDE];
         guess_units(&t, r->p->x, sample * rows + first, n, guess);
-        columns_moments(&t, r->p->x, sample * rows + first, n, guess, part + tile);
+        columns_moments(&t, r->p->x, sample * rows + first, n, guess, part + tile * records);
     }
 }
 
@@ -246,13 +286,18 @@ static void channels_last_combine(const void *arg, int64_t sample)
     const struct channelnorm_forward_run *r = arg;
     const int64_t rows = last_rows(&r->g), tiles = last_tiles(&r->g), parts = tiles_of_group(&r->g);
     const int64_t channels = r->g.group_channels, sets = r->g.s.c / channels, first_set = sample * sets;
+    const int64_t records = last_records(&r->g), stride = tiles * records;
     if (r->p->known)
         known_sets(r, first_set, sets);
-    for (int64_t tile = 0; !r->p->known && tile < tiles; tile++) {
-        const struct columns_tile t = columns_tile_of(&r->g, tile);
+    for (int64_t i = 0; !r->p->known && i < stride; i++) {
+        const int64_t             tile = i / records;
+        const struct columns_tile whole = columns_tile_of(&r->g, tile);
+        if (i % records >= records_of(&whole))
+            continue;
+        const struct columns_tile t = record_of(&whole, i % records);
         struct columns            all = {0};
         if (rows)
-            columns_tree(&t, (struct columns *)r->part + sample * r->items * tiles + tile, tiles, forward_item_rows(&r->g),
+            columns_tree(&t, (struct columns *)r->part + sample * r->items * stride + i, stride, forward_item_rows(&r->g),
                          rows, &all);
         if (parts == 1) {
             finish_sets(r, first_set + t.col / t.unit, t.width / t.unit, &all);
@@ -274,23 +319,26 @@ static void channels_last_apply(const void *arg, int64_t sample, int64_t item)
     const struct channelnorm_forward_run *r = arg;
     const struct channelnorm_forward     *p = r->p;
     const int64_t item_rows = forward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
-    for (int64_t col = 0; col < r->g.s.c; col += WIDE) {
-        const struct columns_tile t = wide_tile_of(&r->g, col);
+    const int64_t step = even_step(r->g.s.c, WIDEST);
+    for (int64_t col = 0; col < r->g.s.c; col += step) {
+        const struct columns_tile t = plain_tile_of(&r->g, col, step, WIDE);
         struct column_map         m;
-        real                      gamma_buffer[WIDE], beta_buffer[WIDE], mean_lo[WIDE];
+        real                      gamma_buffer[WIDEST], beta_buffer[WIDEST], mean_lo[WIDEST];
         const real               *gamma = load_parameter(p->gamma, p->shape.w_dtype, col, t.width, 1, gamma_buffer);
         const real               *beta = load_parameter(p->beta, p->shape.w_dtype, col, t.width, 0, beta_buffer);
         m.formula = NORMALIZE;
         m.in[0] = p->x;
         m.out = p->y;
         m.stream = r->stream;
-        spread(&r->g, &t, sample, r->mean, m.param[0]);
-        spread(&r->g, &t, sample, r->rstd, m.param[1]);
+        m.pitch = (step > WIDE ? WIDEST : WIDE) + PAIR;
+        real *const mean = m.param, *const factor = mean + m.pitch, *const shift = factor + m.pitch;
+        spread(&r->g, &t, sample, r->mean, mean);
+        spread(&r->g, &t, sample, r->rstd, factor);
         spread(&r->g, &t, sample, r->mean_lo, mean_lo);
         SIMD
         for (int64_t j = 0; j < t.width; j++) {
-            m.param[1][j] *= gamma[j];
-            m.param[2][j] = beta[j] - mean_lo[j] * m.param[1][j];
+            factor[j] *= gamma[j];
+            shift[j] = beta[j] - mean_lo[j] * factor[j];
         }
         map_rows(&m, &t, sample * rows + first, min64(item_rows, rows - first));
     }
@@ -312,7 +360,7 @@ static void channels_last_forward_plan(struct channelnorm_forward_run *r, struct
     r->items = ceil_div(last_rows(&r->g), forward_item_rows(&r->g));
     if (r->p->known)
         return;
-    r->part = cpu_take(arena, samples * r->items * last_tiles(&r->g), sizeof(struct columns));
+    r->part = cpu_take(arena, samples * r->items * last_tiles(&r->g) * last_records(&r->g), sizeof(struct columns));
     if (tiles_of_group(&r->g) > 1)
         r->tile = cpu_take(arena, samples * last_tiles(&r->g), sizeof(struct moments));
 }

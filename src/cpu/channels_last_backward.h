@@ -30,7 +30,7 @@ INLINE void sweep_products(wf_dtype dtype, const struct channelnorm_backward *p,
 {
     const int64_t size = size_of(dtype), all = t->fold * t->width, step = t->fold * t->c * size, whole = all / PAIR * PAIR;
     const char   *x = at_element(p->x, dtype, row * t->c + t->col), *dy = at_element(p->dy, dtype, row * t->c + t->col);
-    const struct fetch f = fetch_of(t);
+    const struct fetch f = fetch_of(t, FETCHED / 2);
     fill(dy_sum, all + PAIR, 0);
     fill(dyx_sum, all + PAIR, 0);
     for (; n >= SWEPT_ROWS * t->fold; n -= SWEPT_ROWS * t->fold, x += SWEPT_ROWS * step, dy += SWEPT_ROWS * step) {
@@ -55,23 +55,29 @@ INLINE void sweep_products(wf_dtype dtype, const struct channelnorm_backward *p,
     add_folds(dyx_sum, t);
 }
 
-static void columns_products(const struct channelnorm_backward *p, const struct columns_tile *t, const real *mean,
-                             const real *rstd, int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
+/* What is swept with every row. */
+struct product_sweep {
+    ALIGNED real mean[WIDEST + PAIR], rstd[WIDEST + PAIR];
+    ALIGNED real dy_sum[WIDEST + PAIR], dyx_sum[WIDEST + PAIR];
+};
+
+static void columns_products(const struct channelnorm_backward *p, const struct columns_tile *t, struct product_sweep *w,
+                             int64_t row, int64_t n, real *dy_sum, real *dyx_sum)
 {
-    ALIGNED real sum[2][WIDE + PAIR];
     if (n <= leaf_rows(t->fold)) {
-        FOR_DTYPE(t->dtype, sweep_products, p, t, mean, rstd, row, n, sum[0], sum[1]);
-        memcpy(dy_sum, sum[0], (size_t)t->width * sizeof(real));
-        memcpy(dyx_sum, sum[1], (size_t)t->width * sizeof(real));
+        FOR_DTYPE(t->dtype, sweep_products, p, t, w->mean, w->rstd, row, n, w->dy_sum, w->dyx_sum);
+        memcpy(dy_sum, w->dy_sum, (size_t)t->width * sizeof(real));
+        memcpy(dyx_sum, w->dyx_sum, (size_t)t->width * sizeof(real));
         return;
     }
+    real          right[2][WIDEST];
     const int64_t left = tree_split(n, leaf_rows(t->fold));
-    columns_products(p, t, mean, rstd, row, left, dy_sum, dyx_sum);
-    columns_products(p, t, mean, rstd, row + left, n - left, sum[0], sum[1]);
+    columns_products(p, t, w, row, left, dy_sum, dyx_sum);
+    columns_products(p, t, w, row + left, n - left, right[0], right[1]);
     SIMD
     for (int64_t j = 0; j < t->width; j++) {
-        dy_sum[j] += sum[0][j];
-        dyx_sum[j] += sum[1][j];
+        dy_sum[j] += right[0][j];
+        dyx_sum[j] += right[1][j];
     }
 }
 
@@ -81,21 +87,22 @@ static void channels_last_backward_reduce(const void *arg, int64_t sample, int64
     const struct channelnorm_backward_run *r = arg;
     const int64_t item_rows = backward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows, c = r->g.s.c;
     real         *part = r->part + (sample * r->items + item) * 2 * c;
-    for (int64_t tile = 0; tile < last_tiles(&r->g); tile++) {
-        const struct columns_tile t = columns_tile_of(&r->g, tile);
-        ALIGNED real              mean[WIDE + PAIR], mean_lo[COLUMNS], rstd[WIDE + PAIR];
-        real                     *dy_sum = part + t.col, *dyx_sum = part + c + t.col;
-        spread(&r->g, &t, sample, r->p->mean, mean);
+    const int64_t step = even_step(c, WIDEST);
+    for (int64_t col = 0; col < c; col += step) {
+        const struct columns_tile t = plain_tile_of(&r->g, col, step, SWEPT_WIDE);
+        struct product_sweep      w;
+        real                      mean_lo[WIDEST], *dy_sum = part + t.col, *dyx_sum = part + c + t.col;
+        spread(&r->g, &t, sample, r->p->mean, w.mean);
         spread(&r->g, &t, sample, r->p->mean_lo, mean_lo);
-        spread(&r->g, &t, sample, r->p->rstd, rstd);
+        spread(&r->g, &t, sample, r->p->rstd, w.rstd);
         SIMD
         for (int64_t j = 0; j < t.width; j++)
-            mean_lo[j] *= rstd[j];
-        repeat(mean, &t);
-        repeat(rstd, &t);
-        FOR_DTYPE(t.dtype, pairs_order, mean, t.fold * t.width, false);
-        FOR_DTYPE(t.dtype, pairs_order, rstd, t.fold * t.width, false);
-        columns_products(r->p, &t, mean, rstd, sample * rows + first, min64(item_rows, rows - first), dy_sum, dyx_sum);
+            mean_lo[j] *= w.rstd[j];
+        repeat(w.mean, &t);
+        repeat(w.rstd, &t);
+        FOR_DTYPE(t.dtype, pairs_order, w.mean, t.fold * t.width, false);
+        FOR_DTYPE(t.dtype, pairs_order, w.rstd, t.fold * t.width, false);
+        columns_products(r->p, &t, &w, sample * rows + first, min64(item_rows, rows - first), dy_sum, dyx_sum);
         SIMD
         for (int64_t j = 0; j < t.width; j++)
             dyx_sum[j] -= mean_lo[j] * dy_sum[j];
@@ -121,8 +128,9 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
     const struct channelnorm_backward_run *r = arg;
     const struct channelnorm_backward     *p = r->p;
     const int64_t item_rows = backward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
-    for (int64_t col = 0; col < r->g.s.c; col += WIDE) {
-        const struct columns_tile t = wide_tile_of(&r->g, col);
+    const int64_t step = even_step(r->g.s.c, WIDE);
+    for (int64_t col = 0; col < r->g.s.c; col += step) {
+        const struct columns_tile t = plain_tile_of(&r->g, col, step, WIDE);
         struct column_map         m;
         real                      buffer[WIDE], mean[WIDE], mean_lo[WIDE], rstd[WIDE], k1[WIDE], k2[WIDE];
         const real               *gamma = load_parameter(p->gamma, p->shape.w_dtype, col, t.width, 1, buffer);
@@ -136,14 +144,16 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
         m.in[1] = p->dy;
         m.out = p->dx;
         m.stream = r->stream;
+        m.pitch = WIDE + PAIR;
+        real *const center = m.param, *const factor = center + m.pitch, *const scale = factor + m.pitch;
+        real *const addend = scale + m.pitch, *const slope = addend + m.pitch;
         SIMD
         for (int64_t j = 0; j < t.width; j++) {
-            const real slope = rstd[j] * k2[j];
-            m.param[0][j] = p->frozen ? rstd[j] * gamma[j] : mean[j];
-            m.param[1][j] = rstd[j];
-            m.param[2][j] = rstd[j] * gamma[j];
-            m.param[3][j] = rstd[j] * k1[j] - mean_lo[j] * rstd[j] * slope;
-            m.param[4][j] = slope;
+            center[j] = p->frozen ? rstd[j] * gamma[j] : mean[j];
+            factor[j] = rstd[j];
+            scale[j] = rstd[j] * gamma[j];
+            slope[j] = rstd[j] * k2[j];
+            addend[j] = rstd[j] * k1[j] - mean_lo[j] * rstd[j] * slope[j];
         }
         map_rows(&m, &t, sample * rows + first, min64(item_rows, rows - first));
     }

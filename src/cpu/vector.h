@@ -82,6 +82,18 @@ INLINE vector vector_fill(real value)
     return (vector){0} + value;
 }
 
+/* Lane by lane: v without its sign; b where it is larger than a, else a. */
+INLINE vector vector_abs(vector v)
+{
+    return (vector)((int_vector)v & ~(int_vector)-vector_fill(0));
+}
+
+INLINE vector vector_max(vector a, vector b)
+{
+    const int_vector larger = b > a;
+    return (vector)((larger & (int_vector)b) | (~larger & (int_vector)a));
+}
+
 /* ---- 16 bits ---------------------------------------------------------------------------------------------------- */
 
 #if REAL_SIZE == 4

@@ -6,7 +6,8 @@
 
 enum {
     WIDE = TILE,          /* at most, of a wide row */
-    SWEPT_WIDE = 512,     /* of one that is reduced: rows 4 KB apart would all be in one set of the cache */
+    WIDEST = 2 * WIDE,    /* where it is worth more to read whole rows, in the order of memory */
+    SWEPT_WIDE = 512,     /* of folded rows that are reduced */
     LEAF_WIDE_ROWS = 128, /* of a block */
     FETCHED = 8192,       /* bytes from what is read to what is fetched meanwhile */
     FEW = 4,              /* sweeps, and times as many, whose sums are one before they meet others */
@@ -20,18 +21,26 @@ struct columns_tile {
     int64_t  c, col, width, unit, fold;
 };
 
+/* The width of tiles that divide c columns about equally, each at most `wide`. */
+static int64_t even_step(int64_t c, int64_t wide)
+{
+    return ceil_div(ceil_div(c, ceil_div(c, wide)), LINE) * LINE;
+}
+
 /* Tiles that one group needs, if it needs several. */
 static int64_t tiles_of_group(const struct geometry *g)
 {
     return ceil_div(g->group_channels, COLUMNS);
 }
 
-/* Whole groups that one tile holds, if it holds several: tiles of single channels are about equally wide. */
+/* Whole groups that one tile holds, if it holds several. Tiles are whole rows where these fit, which are read in the order
+ * of memory, and else about equally wide. */
 static int64_t groups_of_tile(const struct geometry *g)
 {
+    const int64_t groups = g->s.c / g->group_channels;
     if (g->group_channels == 1)
-        return ceil_div(ceil_div(g->s.c, ceil_div(g->s.c, COLUMNS)), LINE) * LINE;
-    return g->group_channels < COLUMNS ? COLUMNS / g->group_channels : 1;
+        return even_step(groups, WIDE);
+    return g->group_channels > COLUMNS ? 1 : ceil_div(groups, ceil_div(groups, WIDE / g->group_channels));
 }
 
 static int64_t last_tiles(const struct geometry *g)
@@ -61,11 +70,36 @@ static int64_t fold_of(const struct geometry *g, int64_t wide)
 
 static struct columns_tile columns_tile_of(const struct geometry *g, int64_t tile)
 {
-    const int64_t channels = g->group_channels, parts = tiles_of_group(g);
-    const int64_t part = tile % parts * COLUMNS, col = tile / parts * groups_of_tile(g) * channels + part;
-    const int64_t end = parts > 1 ? channels - part : min64(groups_of_tile(g) * channels, g->s.c - col);
-    const int64_t width = min64(COLUMNS, end);
+    const int64_t channels = g->group_channels, parts = tiles_of_group(g), groups = groups_of_tile(g);
+    const int64_t part = tile % parts * COLUMNS, col = tile / parts * groups * channels + part;
+    const int64_t width = parts > 1 ? min64(COLUMNS, channels - part) : min64(groups * channels, g->s.c - col);
     return (struct columns_tile){g->s.x_dtype, g->s.c, col, width, min64(channels, width), fold_of(g, SWEPT_WIDE)};
+}
+
+/* `wide` columns from col, or as many as there are, without regard to groups; folded to at most `folded` columns. */
+static struct columns_tile plain_tile_of(const struct geometry *g, int64_t col, int64_t wide, int64_t folded)
+{
+    return (struct columns_tile){g->s.x_dtype, g->s.c, col, min64(wide, g->s.c - col), 1, fold_of(g, folded)};
+}
+
+/* Units of a tile that one record of moments holds: COLUMNS of them, or the rest. */
+static int64_t last_records(const struct geometry *g)
+{
+    return ceil_div(groups_of_tile(g), COLUMNS);
+}
+
+static int64_t records_of(const struct columns_tile *t)
+{
+    return ceil_div(t->width / t->unit, COLUMNS);
+}
+
+static struct columns_tile record_of(const struct columns_tile *t, int64_t record)
+{
+    const int64_t       first = record * COLUMNS * t->unit;
+    struct columns_tile part = *t;
+    part.col += first;
+    part.width = min64(COLUMNS * t->unit, t->width - first);
+    return part;
 }
 
 /* Rows of a block, at most TILE. */
@@ -117,12 +151,12 @@ struct fetch {
     int64_t ahead, row, column;
 };
 
-static struct fetch fetch_of(const struct columns_tile *t)
+static struct fetch fetch_of(const struct columns_tile *t, int64_t fetched)
 {
     const int64_t size = size_of(t->dtype), step = t->fold * t->c * size, swept = SWEPT_ROWS * t->fold * t->width * size;
     if (t->width == t->c)
-        return (struct fetch){ceil_div(FETCHED, swept) * SWEPT_ROWS * step, PAIR * size, SWEPT_ROWS * size};
-    return (struct fetch){ceil_div(2 * FETCHED, swept) * SWEPT_ROWS * step, step, size};
+        return (struct fetch){ceil_div(fetched, swept) * SWEPT_ROWS * step, PAIR * size, SWEPT_ROWS * size};
+    return (struct fetch){ceil_div(2 * fetched, swept) * SWEPT_ROWS * step, step, size};
 }
 
 INLINE void fetch_pair(wf_dtype dtype, const char *at)
@@ -163,33 +197,35 @@ INLINE struct pair deviation(struct pair x, const real *center, const real (*up)
 
 /* ---- maps ------------------------------------------------------------------------------------------------------- */
 
-/* A formula's parameters for each column of a wide row. */
+/* A formula's parameters for each column of a wide row: 3 of WIDEST columns, or 5 of WIDE. */
+enum { MAPPED = 3 * (WIDEST + PAIR) };
 struct column_map {
     enum formula formula;
     const void  *in[2];
     void        *out;
     bool         stream;
-    ALIGNED real param[PARAMS][WIDE + PAIR];
+    ALIGNED real param[MAPPED];
+    int64_t      pitch; /* from one parameter to the next */
     int64_t      columns, ordered_from; /* -1: not yet */
-    ALIGNED real ordered[PARAMS][WIDE + PAIR]; /* bf16: of the columns from ordered_from on, in the order of pairs */
+    ALIGNED real ordered[MAPPED]; /* bf16: of the columns from ordered_from on, in the order of pairs */
 };
 
+INLINE int map_params(enum formula formula)
+{
+    return formula == NORMALIZE ? 3 : formula == GRADIENT ? PARAMS : 1;
+}
+
 /* The parameters in the order of the pairs that begin with column `begin`. */
-static void order_params(struct column_map *m, int64_t columns, int64_t begin)
+static void order_params(struct column_map *m, int64_t begin)
 {
     if (m->ordered_from == begin)
         return;
-    for (int k = 0; k < (m->formula == NORMALIZE ? 3 : PARAMS); k++) {
-        memcpy(m->ordered[k], m->param[k] + begin, (size_t)(columns - begin) * sizeof(real));
-        pairs_order(WF_BF16, m->ordered[k], columns - begin, false);
+    for (int k = 0; k < map_params(m->formula); k++) {
+        real *ordered = m->ordered + k * m->pitch;
+        memcpy(ordered, m->param + k * m->pitch + begin, (size_t)(m->columns - begin) * sizeof(real));
+        pairs_order(WF_BF16, ordered, m->columns - begin, false);
     }
     m->ordered_from = begin;
-}
-
-/* The columns that are mapped together: [col, col + width), as they lie in memory. */
-static struct columns_tile wide_tile_of(const struct geometry *g, int64_t col)
-{
-    return (struct columns_tile){g->s.x_dtype, g->s.c, col, min64(WIDE, g->s.c - col), 1, fold_of(g, WIDE)};
 }
 
 /* One value of each set, for the columns of a tile. */
@@ -207,13 +243,13 @@ static void spread(const struct geometry *g, const struct columns_tile *t, int64
 }
 
 /* The map of n <= PAIR columns from the i-th; params: as the elements have them, or in the order of memory. */
-INLINE struct pair map_part(wf_dtype dtype, enum formula formula, const real (*params)[WIDE + PAIR], bool ordered,
-                            int64_t param, const char *a, const char *b, int64_t n)
+INLINE struct pair map_part(wf_dtype dtype, enum formula formula, const real *params, int64_t pitch, bool ordered,
+                            const char *a, const char *b, int64_t n)
 {
     const struct pair x = pair_load_part(dtype, dtype, a, n), y = pair_load_part(dtype, dtype, b, n);
     vector            p[PARAMS], q[PARAMS];
-    for (int k = 0; k < PARAMS; k++) {
-        const struct pair both = sums_load(params[k] + param);
+    for (int k = 0; k < map_params(formula); k++) {
+        const struct pair both = sums_load(params + k * pitch);
         const struct pair own = ordered ? both : pair_reorder(REAL_DTYPE, dtype, both);
         p[k] = own.a;
         q[k] = own.b;
@@ -234,26 +270,26 @@ INLINE void map_columns(wf_dtype dtype, enum formula formula, struct column_map 
     for (int64_t part; i < begin; i += part) { /* where vectors are short a line is more than a pair */
         part = min64(PAIR, begin - i);
         pair_store_part(dtype, out + i * size, part,
-                        map_part(dtype, formula, m->param, false, i, a + i * size, b + i * size, part));
+                        map_part(dtype, formula, m->param + i, m->pitch, false, a + i * size, b + i * size, part));
     }
     const bool reordered = dtype == WF_BF16;
-    const real(*params)[WIDE + PAIR] = reordered ? m->ordered : m->param;
-    const int64_t from = reordered ? begin : 0;
+    const real   *params = reordered ? m->ordered : m->param;
+    const int64_t from = reordered ? begin : 0, pitch = m->pitch;
     if (reordered)
-        order_params(m, m->columns, begin);
+        order_params(m, begin);
     for (i = begin; i < end; i += PAIR) {
         fetch_pair(dtype, a + i * size + ahead);
         if (formula == GRADIENT)
             fetch_pair(dtype, b + i * size + ahead);
         pair_stream(dtype, out + i * size,
-                    map_part(dtype, formula, params, true, i - from, a + i * size, b + i * size, PAIR));
+                    map_part(dtype, formula, params + i - from, pitch, true, a + i * size, b + i * size, PAIR));
     }
     for (; i + PAIR <= n; i += PAIR)
         pair_store(dtype, out + i * size,
-                   map_part(dtype, formula, params, true, i - from, a + i * size, b + i * size, PAIR));
+                   map_part(dtype, formula, params + i - from, pitch, true, a + i * size, b + i * size, PAIR));
     if (i < n)
         pair_store_part(dtype, out + i * size, n - i,
-                        map_part(dtype, formula, params, true, i - from, a + i * size, b + i * size, n - i));
+                        map_part(dtype, formula, params + i - from, pitch, true, a + i * size, b + i * size, n - i));
 }
 
 INLINE void map_each_row(wf_dtype dtype, enum formula formula, struct column_map *m, const struct columns_tile *t,
@@ -268,10 +304,12 @@ INLINE void map_each_row(wf_dtype dtype, enum formula formula, struct column_map
 /* The tile's columns of n rows from `row`. */
 static void map_rows(struct column_map *m, const struct columns_tile *t, int64_t row, int64_t n)
 {
-    for (int k = 0; k < PARAMS; k++)
-        repeat(m->param[k], t);
+    for (int k = 0; k < map_params(m->formula); k++)
+        repeat(m->param + k * m->pitch, t);
     m->columns = t->fold * t->width;
     m->ordered_from = -1;
+    if (t->dtype == WF_BF16 && t->fold * t->c % (LINE / 2) != 0) /* parameters would be ordered for each row */
+        m->stream = false;
     if (m->formula == NORMALIZE)
         FOR_DTYPE(t->dtype, map_each_row, NORMALIZE, m, t, row, n);
     else if (m->formula == GRADIENT)
