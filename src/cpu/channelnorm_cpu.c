@@ -172,7 +172,7 @@ static void channelnorm_forward(const struct channelnorm_forward *p, const struc
 {
     struct channelnorm_forward_run r;
     channelnorm_forward_plan(p, run->workspace, &r);
-    r.stream = run->stream;
+    r.stream = p->known ? run->stream : run->stream_training;
     if (r.g.s.layout == WF_NCHW)
         channels_first_forward(&r, run);
     else
@@ -303,7 +303,7 @@ static void channelnorm_backward(const struct channelnorm_backward *p, const str
 {
     struct channelnorm_backward_run r;
     channelnorm_backward_plan(p, run->workspace, &r);
-    r.stream = run->stream;
+    r.stream = run->stream_training;
     r.summed = p->dgamma || p->dbeta || (p->dx && !p->frozen);
     if (r.g.count && r.g.sets) {
         if (r.g.s.layout == WF_NCHW)

@@ -216,16 +216,17 @@ static int64_t cache_size(void)
 
 static struct cpu_run start(struct call *call, void *workspace)
 {
-    static int64_t cache; /* every thread would store the same value */
-    int64_t        half = __atomic_load_n(&cache, __ATOMIC_RELAXED);
-    if (half == 0) {
-        half = cache_size() / 2;
-        __atomic_store_n(&cache, half, __ATOMIC_RELAXED);
+    static int64_t once; /* every thread would store the same value */
+    int64_t        cache = __atomic_load_n(&once, __ATOMIC_RELAXED);
+    if (cache == 0) {
+        cache = cache_size();
+        __atomic_store_n(&once, cache, __ATOMIC_RELAXED);
     }
     struct cpu_run run = {.call = call, .workspace = workspace};
     for (int i = 0; i < call->buffers; i++)
         run.bytes += call->buffer[i].rows * call->buffer[i].row_size;
-    run.stream = run.bytes > half;
+    run.stream = run.bytes > cache / 2;
+    run.stream_training = run.bytes > cache / 16;
     return run;
 }
 

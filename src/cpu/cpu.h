@@ -9,6 +9,8 @@ struct cpu_run {
     void        *workspace; /* aligned to 64 bytes */
     int64_t      bytes;     /* that the call touches: decides threads and non-temporal stores, never bits */
     bool         stream;    /* more than the cache keeps: store past it */
+    bool         stream_training; /* the same for what a training step writes, which is kept until the backward pass: its
+                                     memory was last touched many layers ago and is not in the cache to be overwritten */
 };
 
 /* Kernels of one ISA and one arithmetic type. */
