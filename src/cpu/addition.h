@@ -1,6 +1,12 @@
-/* The sum whose norm is taken, and the gradients of what was added: see struct addition. Tile by tile, in the cache between a
- * row's sweeps. Included by layernorm_cpu.c. */
+/* The sum whose norm is taken, and the gradients of what was added: see struct addition. A row at a time, in the cache between
+ * a row's sweeps. Included by layernorm_cpu.c. */
 #include "keep.h"
+
+enum {
+    DECIDED = 128,         /* columns decided at once: few, so that Philox runs beside the loads and stores of those before;
+                              and whole pairs, so that columns of pairs stay together */
+    ADDED_AHEAD = 1 << 14, /* bytes from what is read to what is fetched meanwhile */
+};
 
 struct addition_run {
     const struct addition *a;
@@ -20,36 +26,139 @@ static struct addition_run addition_of(const struct addition *a, wf_dtype x_dtyp
     return r;
 }
 
-/* What x is multiplied by, in n <= TILE columns from `col`. */
+/* What x is multiplied by in some columns of a row. */
 struct factors {
-    vector      row;
-    const real *col; /* NULL: 1 */
-    int64_t     skip; /* bit of the first column's unit */
+    bool        drops;
+    vector      scale, row;
+    const real *row_given, *col; /* NULL: 1; col: of the first column */
+    int64_t     skip;            /* bit of the first column's unit */
+    int64_t     last;            /* byte of the last STEP units; -1: none yet in this row */
     real        buffer[TILE];
-    uint8_t     units[UNITS_SIZE];
+    uint8_t     units[STEP / 8 + UNITS_SIZE];
 };
 
-static void factors_of(const struct addition_run *r, int64_t row, int64_t col, int64_t n, struct factors *f)
+static void factors_of_row(const struct addition_run *r, int64_t row, struct factors *f)
 {
-    const struct addition *a = r->a;
-    f->row = vector_fill(a->row_scale ? ((const real *)a->row_scale)[row] : 1);
-    f->col = a->col_scale ? load(a->col_scale, r->w_dtype, col, n, f->buffer) : NULL;
-    f->skip = r->drops ? decide(&r->keep, row * r->cols + col, n, f->units) : 0;
+    f->drops = r->drops;
+    f->scale = vector_fill(r->scale);
+    f->row_given = r->a->row_scale ? (const real *)r->a->row_scale + row : NULL;
+    f->row = vector_fill(f->row_given ? *f->row_given : 1);
+    f->last = -1;
 }
 
-INLINE struct pair tile_pair(const real *tile, int64_t i, int64_t n)
+/* Of n <= DECIDED units. Where a row does not begin at a multiple of STEP, some were drawn with those before. */
+static void decide_next(const struct keep *k, int64_t unit, int64_t n, struct factors *f)
 {
-    return pair_load_part(REAL_DTYPE, REAL_DTYPE, (const char *)(tile + i), n);
+    int64_t have = 0;
+    f->skip = unit % STEP;
+    if (f->last >= 0 && f->skip) {
+        memmove(f->units, f->units + f->last, STEP / 8);
+        have = STEP - f->skip;
+    }
+    if (n > have)
+        decide(k, unit + have, n - have, f->units + (have ? STEP / 8 : 0));
+    f->last = (f->skip + n - 1) / STEP * (STEP / 8);
 }
 
-/* n values of a tile, which may be where they belong. */
-static void put(void *data, wf_dtype dtype, int64_t index, const real *from, int64_t n, bool stream)
+/* Returns of how many columns from `col` on, at most n. */
+static int64_t factors_of(const struct addition_run *r, int64_t row, int64_t col, int64_t n, struct factors *f)
 {
-    char *to = at_element(data, dtype, index);
-    if (is_real(dtype) && !stream)
-        memmove(to, from, (size_t)n * sizeof(real));
+    n = min64(n, r->drops ? DECIDED : TILE);
+    f->col = r->a->col_scale ? load(r->a->col_scale, r->w_dtype, col, n, f->buffer) : NULL;
+    if (r->drops)
+        decide_next(&r->keep, row * r->cols + col, n, f);
+    return n;
+}
+
+/* d times each of them, at n <= PAIR columns from the i-th. */
+INLINE struct pair times_kept(wf_dtype order, const struct factors *f, int64_t i, struct pair d)
+{
+    return f->drops ? keep_pair(order, (struct pair){d.a * f->scale, d.b * f->scale}, f->units, f->skip + i, vector_fill(0)) : d;
+}
+
+INLINE struct pair times_row(const struct factors *f, struct pair d)
+{
+    return f->row_given ? (struct pair){d.a * f->row, d.b * f->row} : d;
+}
+
+INLINE struct pair times_col(wf_dtype order, const struct factors *f, int64_t i, int64_t n, struct pair d)
+{
+    return f->col ? pair_product(d, pair_load_part(REAL_DTYPE, order, (const char *)(f->col + i), n)) : d;
+}
+
+/* In memory there are values of x's dtype, or of the arithmetic type; in registers they have the order of x's. */
+INLINE void put_pair(wf_dtype order, wf_dtype dtype, char *to, int64_t n, struct pair d, bool stream)
+{
+    if (dtype != order)
+        d = pair_natural(order, d);
+    if (stream && n == PAIR && (uintptr_t)to % LINE == 0)
+        pair_stream(dtype, to, d);
     else
-        FOR_DTYPE(dtype, store_run, to, from, n, stream);
+        pair_store_part(dtype, to, n, d);
+}
+
+INLINE void fetch_values(wf_dtype dtype, const char *from)
+{
+    for (int64_t line = 0; line < PAIR * size_of(dtype); line += LINE)
+        __builtin_prefetch(from + line);
+}
+
+/* What lies so many bytes ahead is read next: of rows to come, or of this one. */
+static int64_t ahead_of(int64_t stride, wf_dtype dtype, int64_t cols)
+{
+    const int64_t bytes = stride * size_of(dtype);
+    return cols * size_of(dtype) >= ADDED_AHEAD ? ADDED_AHEAD : ceil_div(ADDED_AHEAD, bytes + 1) * bytes;
+}
+
+/* ---- forward ---- */
+
+/* Some columns of a row; the pointers are at the first. */
+struct added {
+    const char *x, *residual; /* residual NULL: 0 */
+    char       *sum;
+    int64_t     x_ahead, residual_ahead; /* bytes to what is fetched meanwhile */
+};
+
+/* n <= PAIR columns from the i-th; f is of those from the first-th. */
+INLINE void add_pair_at(wf_dtype x_dtype, wf_dtype dtype, const struct factors *f, int64_t first, const struct added *of,
+                        int64_t i, int64_t n)
+{
+    const int64_t at = i * size_of(dtype);
+    struct pair   d = pair_load_part(x_dtype, x_dtype, of->x + i * size_of(x_dtype), n);
+    d = times_col(x_dtype, f, i - first, n, times_row(f, times_kept(x_dtype, f, i - first, d)));
+    if (of->residual)
+        d = pair_sum(pair_load_part(dtype, x_dtype, of->residual + at, n), d);
+    put_pair(x_dtype, dtype, of->sum + at, n, d, false);
+    if (n < PAIR)
+        return;
+    fetch_values(x_dtype, of->x + i * size_of(x_dtype) + of->x_ahead);
+    if (of->residual)
+        fetch_values(dtype, of->residual + at + of->residual_ahead);
+}
+
+/* n columns of a row from `begin`. */
+INLINE void add_columns_of(wf_dtype x_dtype, wf_dtype dtype, const struct addition_run *r, int64_t row, int64_t begin, int64_t n,
+                           const struct added *of)
+{
+    struct factors f;
+    factors_of_row(r, row, &f);
+    for (int64_t col = 0, end; col < n; col = end) {
+        end = col + factors_of(r, row, begin + col, n - col, &f);
+        int64_t i = col;
+        for (; i + PAIR <= end; i += PAIR)
+            add_pair_at(x_dtype, dtype, &f, col, of, i, PAIR);
+        if (i < end)
+            add_pair_at(x_dtype, dtype, &f, col, of, i, end - i);
+    }
+}
+
+INLINE void typed_add(wf_dtype x_dtype, const struct addition_run *r, int64_t row, int64_t begin, int64_t n,
+                      const struct added *of)
+{
+    if (r->a->dtype == x_dtype)
+        add_columns_of(x_dtype, x_dtype, r, row, begin, n, of);
+    else
+        add_columns_of(x_dtype, REAL_DTYPE, r, row, begin, n, of);
 }
 
 /* Columns [begin, end) of a row: the sum goes to memory, where it has add.dtype. */
@@ -57,64 +166,67 @@ static void add_row(const struct addition_run *r, const void *x, int64_t x_strid
                     int64_t begin, int64_t end)
 {
     const struct addition *a = r->a;
-    for (int64_t col = begin, n; col < end; col += n) {
-        struct factors f;
-        real           x_buffer[TILE], residual_buffer[TILE], out[TILE];
-        n = min64(end - col, TILE);
-        factors_of(r, row, col, n, &f);
-        const real *from = load(x, r->x_dtype, row * x_stride + col, n, x_buffer), *residual = NULL;
-        if (a->residual)
-            residual = load(a->residual, a->dtype, row * a->residual_stride + col, n, residual_buffer);
-        for (int64_t i = 0; i < n; i += PAIR) {
-            const int64_t part = min64(n - i, PAIR);
-            struct pair   d = tile_pair(from, i, part);
-            if (r->drops)
-                d = keep_pair(REAL_DTYPE, pair_product(d, (struct pair){vector_fill(r->scale), vector_fill(r->scale)}), f.units,
-                              f.skip + i, vector_fill(0));
-            d = pair_product(d, (struct pair){f.row, f.row});
-            if (f.col)
-                d = pair_product(d, tile_pair(f.col, i, part));
-            if (residual)
-                d = pair_sum(tile_pair(residual, i, part), d);
-            pair_store_part(REAL_DTYPE, (char *)(out + i), part, d);
-        }
-        put(sum, a->dtype, row * sum_stride + col, out, n, false);
-    }
+    const int64_t          of_residual = row * a->residual_stride + begin;
+    const struct added     of = {.x = at_element(x, r->x_dtype, row * x_stride + begin),
+                                 .residual = a->residual ? at_element(a->residual, a->dtype, of_residual) : NULL,
+                                 .sum = at_element(sum, a->dtype, row * sum_stride + begin),
+                                 .x_ahead = ahead_of(x_stride, r->x_dtype, r->cols),
+                                 .residual_ahead = ahead_of(a->residual_stride, a->dtype, r->cols)};
+    FOR_DTYPE(r->x_dtype, typed_add, r, row, begin, end - begin, &of);
 }
 
-/* n <= TILE columns from `col`: from g, the gradient of the norm, dresidual and dx. */
-static void add_gradients(const struct addition_run *r, void *dx, int64_t dx_stride, int64_t row, int64_t col, int64_t n,
-                          real *g, bool stream)
+/* ---- backward ---- */
+
+/* What the gradient of the norm goes through in some columns of a row; the pointers are at the first. */
+struct gradients {
+    const char    *dsum;           /* NULL: 0 */
+    char          *dresidual, *dx; /* NULL: not wanted */
+    const char    *next[3];        /* of sum, dy and dsum, to be fetched */
+    bool           stream;
+    int64_t        first; /* column of the factors' first */
+    struct factors f;
+};
+
+static void gradients_of(const struct addition_run *r, int64_t row, int64_t begin, struct gradients *of)
 {
     const struct addition *a = r->a;
-    real                   buffer[TILE];
-    if (a->dsum) {
-        const real *dsum = load(a->dsum, a->dtype, row * a->sum_stride + col, n, buffer);
-        SIMD
-        for (int64_t i = 0; i < n; i++)
-            g[i] += dsum[i];
+    const int64_t          of_sum = row * a->sum_stride + begin, of_residual = row * a->residual_stride + begin;
+    of->dsum = a->dsum ? at_element(a->dsum, a->dtype, of_sum) : NULL;
+    of->dresidual = a->dresidual ? at_element(a->dresidual, a->dtype, of_residual) : NULL;
+    of->next[2] = a->dsum ? of->dsum + ahead_of(a->sum_stride, a->dtype, r->cols) : NULL;
+    factors_of_row(r, row, &of->f);
+}
+
+/* d as it is stored: for dx is of that. */
+INLINE struct pair as_stored(wf_dtype order, wf_dtype dtype, struct pair d)
+{
+    _Alignas(LINE) char stored[PAIR * sizeof(real)];
+    if (is_real(dtype))
+        return d;
+#if REAL_SIZE == 4
+    if (order == WF_BF16)
+        return pair_of_bf16(words_of_bf16(d));
+#endif
+    pair_store(order, stored, d);
+    return pair_load(order, order, stored);
+}
+
+/* d: of the norm, at n <= PAIR columns from the i-th. */
+INLINE void put_gradients(wf_dtype x_dtype, wf_dtype dtype, const struct gradients *of, int64_t i, int64_t n, struct pair d)
+{
+    const int64_t at = i * size_of(dtype);
+    if (of->dsum)
+        d = pair_sum(d, pair_load_part(dtype, x_dtype, of->dsum + at, n));
+    if (of->dresidual)
+        put_pair(x_dtype, dtype, of->dresidual + at, n, d, of->stream);
+    if (of->dx) {
+        d = times_row(&of->f, times_col(x_dtype, &of->f, i - of->first, n, as_stored(x_dtype, dtype, d)));
+        put_pair(x_dtype, x_dtype, of->dx + i * size_of(x_dtype), n, times_kept(x_dtype, &of->f, i - of->first, d), of->stream);
     }
-    if (a->dresidual)
-        put(a->dresidual, a->dtype, row * a->residual_stride + col, g, n, stream);
-    if (!dx)
+    if (n < PAIR)
         return;
-    if (!is_real(a->dtype)) { /* as stored */
-        uint16_t stored[TILE];
-        put(stored, a->dtype, 0, g, n, false);
-        FOR_DTYPE(a->dtype, load_run, (const char *)stored, n, g);
-    }
-    struct factors f;
-    factors_of(r, row, col, n, &f);
-    for (int64_t i = 0; i < n; i += PAIR) {
-        const int64_t part = min64(n - i, PAIR);
-        struct pair   d = tile_pair(g, i, part);
-        if (f.col)
-            d = pair_product(d, tile_pair(f.col, i, part));
-        d = pair_product(d, (struct pair){f.row, f.row});
-        if (r->drops)
-            d = keep_pair(REAL_DTYPE, pair_product(d, (struct pair){vector_fill(r->scale), vector_fill(r->scale)}), f.units,
-                          f.skip + i, vector_fill(0));
-        pair_store_part(REAL_DTYPE, (char *)(g + i), part, d);
-    }
-    put(dx, r->x_dtype, row * dx_stride + col, g, n, stream);
+    fetch_values(dtype, of->next[0] + at);
+    fetch_values(x_dtype, of->next[1] + i * size_of(x_dtype));
+    if (of->dsum)
+        fetch_values(dtype, of->next[2] + at);
 }

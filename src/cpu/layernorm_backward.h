@@ -4,7 +4,7 @@
 struct layernorm_backward_run {
     const struct layernorm_backward *p;
     const struct addition_run       *add; /* NULL: x was not a sum */
-    wf_dtype                         x_dtype, order; /* of x in memory; of the columns in partial */
+    wf_dtype                         dtype; /* of x in memory: x_dtype, or the sum's */
     int64_t                          segments;
     int64_t                          block_rows, blocks;
     int64_t                          padded;  /* cols, in whole LANES */
@@ -27,7 +27,7 @@ static struct backward_row backward_row_at(const struct layernorm_backward_run *
 {
     const struct layernorm_backward *p = r->p;
     struct backward_row              b = {0};
-    b.x = at_element(p->x, r->x_dtype, row * p->x_stride + column);
+    b.x = at_element(p->x, r->dtype, row * p->x_stride + column);
     b.dy = at_element(p->dy, p->x_dtype, row * p->dy_stride + column);
     b.dx = p->dx ? at_element(p->dx, p->x_dtype, row * p->dx_stride + column) : NULL;
     b.s.mean = p->mean ? ((const real *)p->mean)[row] : 0;
@@ -41,20 +41,19 @@ INLINE struct pair xhat_pair(struct pair x, struct stats s)
     return (struct pair){((x.a - s.mean) - s.mean_lo) * s.rstd, ((x.b - s.mean) - s.mean_lo) * s.rstd};
 }
 
-/* g and g * xhat at n <= PAIR columns from i. */
-INLINE void products_at(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma, int64_t i,
-                        int64_t n, struct pair *g, struct pair *gx)
+/* g and g * xhat at n <= PAIR columns from i; x, of dtype, in x_dtype's order, as dy. */
+INLINE void products_at(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
+                        struct parameter gamma, int64_t i, int64_t n, struct pair *g, struct pair *gx)
 {
-    const int64_t     at = i * size_of(x_dtype);
-    const struct pair x = pair_load_part(x_dtype, x_dtype, r->x + at, n);
-    const struct pair dy = pair_load_part(x_dtype, x_dtype, r->dy + at, n);
+    const struct pair x = pair_load_part(dtype, x_dtype, r->x + i * size_of(dtype), n);
+    const struct pair dy = pair_load_part(x_dtype, x_dtype, r->dy + i * size_of(x_dtype), n);
     *g = pair_product(factor_pair(w_dtype, x_dtype, gamma, i, n), dy);
     *gx = pair_product(*g, xhat_pair(x, r->s));
 }
 
 /* sum[0] = sum g, sum[1] = sum g * xhat over columns [begin, end). */
-INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
-                          int64_t begin, int64_t end, real sum[2])
+INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
+                         struct parameter gamma, int64_t begin, int64_t end, real sum[2])
 {
     struct lanes sum_g = {0}, sum_gx = {0};
     int64_t      i = begin;
@@ -62,7 +61,7 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwa
         for (int j = 0; j < LANES / PAIR; j++) {
             struct pair g[4], gx[4];
             for (int k = 0; k < 4; k++)
-                products_at(x_dtype, w_dtype, r, gamma, i + k * LANES + j * PAIR, PAIR, &g[k], &gx[k]);
+                products_at(x_dtype, w_dtype, dtype, r, gamma, i + k * LANES + j * PAIR, PAIR, &g[k], &gx[k]);
             lanes_add(&sum_g, x_dtype, j, pair_tree(g));
             lanes_add(&sum_gx, x_dtype, j, pair_tree(gx));
         }
@@ -70,7 +69,7 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwa
         for (int j = 0; j < LANES / PAIR && i + j * PAIR < end; j++) {
             const int64_t part = min64(end - (i + j * PAIR), PAIR);
             struct pair   g, gx;
-            products_at(x_dtype, w_dtype, r, gamma, i + j * PAIR, part, &g, &gx);
+            products_at(x_dtype, w_dtype, dtype, r, gamma, i + j * PAIR, part, &g, &gx);
             lanes_add(&sum_g, x_dtype, j, part < PAIR ? pair_first(x_dtype, g, part) : g);
             lanes_add(&sum_gx, x_dtype, j, part < PAIR ? pair_first(x_dtype, gx, part) : gx);
         }
@@ -78,40 +77,27 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwa
     sum[1] = lanes_sum(sum_gx);
 }
 
-INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
-                           int64_t begin, int64_t end, real sum[2])
+/* dtype is x_dtype, or the arithmetic type. */
+INLINE void products_of(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
+                        struct parameter gamma, int64_t begin, int64_t end, real sum[2])
 {
-    FOR_PARAMETERS(x_dtype, w_dtype, row_products, r, gamma, begin, end, sum);
+    if (dtype == x_dtype)
+        row_products(x_dtype, w_dtype, x_dtype, r, gamma, begin, end, sum);
+    else
+        row_products(x_dtype, w_dtype, REAL_DTYPE, r, gamma, begin, end, sum);
 }
 
-/* Columns [begin, end), at most TILE of them, in the arithmetic type. */
-struct backward_tile {
-    real dy[TILE], x[TILE], gamma[TILE];
-};
-
-static struct backward_row tile_of(const struct layernorm_backward_run *r, const struct backward_row *row, int64_t begin,
-                                   int64_t end, struct parameter *gamma, struct backward_tile *t)
+INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
+                           struct parameter gamma, int64_t begin, int64_t end, real sum[2])
 {
-    struct backward_row in = *row;
-    in.x = (const char *)load(row->x, r->x_dtype, begin, end - begin, t->x);
-    in.dy = (const char *)load(row->dy, r->p->x_dtype, begin, end - begin, t->dy);
-    if (gamma->at)
-        gamma->at = (const char *)load(gamma->at, r->p->w_dtype, begin, end - begin, t->gamma);
-    return in;
+    FOR_PARAMETERS(x_dtype, w_dtype, products_of, dtype, r, gamma, begin, end, sum);
 }
 
 static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct parameter gamma,
                           int64_t begin, int64_t end, real sum[2])
 {
-    const struct layernorm_backward *p = run->p;
-    if (end - begin <= TILE && run->x_dtype != p->x_dtype) {
-        struct backward_tile      tile;
-        const struct backward_row in = tile_of(run, r, begin, end, &gamma, &tile);
-        row_products(REAL_DTYPE, REAL_DTYPE, &in, gamma, 0, end - begin, sum);
-        return;
-    }
     if (end - begin <= TILE) {
-        FOR_DTYPE(p->x_dtype, typed_products, gamma.dtype, r, gamma, begin, end, sum);
+        FOR_DTYPE(run->p->x_dtype, typed_products, gamma.dtype, run->dtype, r, gamma, begin, end, sum);
         return;
     }
     const int64_t middle = begin + tree_split(end - begin, TILE);
@@ -146,14 +132,14 @@ INLINE void add_pair(real *to, struct pair p)
     pair_store(REAL_DTYPE, (char *)to, pair_sum(pair_load(REAL_DTYPE, REAL_DTYPE, (const char *)to), p));
 }
 
-/* n <= PAIR columns from i. */
-INLINE void sweep_pair(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, const struct sweep *s, int64_t i,
-                       int64_t n, bool stream)
+/* n <= PAIR columns from i. through: NULL, or what the gradient of the norm goes through to be dx. */
+INLINE void sweep_pair(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r, const struct sweep *s,
+                       int64_t i, int64_t n, bool stream, const struct gradients *through)
 {
     const int64_t     at = i * size_of(x_dtype);
-    const struct pair h = xhat_pair(pair_load_part(x_dtype, x_dtype, r->x + at, n), r->s);
+    const struct pair h = xhat_pair(pair_load_part(dtype, x_dtype, r->x + i * size_of(dtype), n), r->s);
     const struct pair dy = pair_load_part(x_dtype, x_dtype, r->dy + at, n);
-    if (r->dx) {
+    if (r->dx || (through && through->dresidual)) {
         const struct pair g = pair_product(factor_pair(w_dtype, x_dtype, s->gamma, i, n), dy);
         const struct pair dx = {r->s.rstd * ((g.a - r->avg_g) - h.a * r->avg_gx),
                                 r->s.rstd * ((g.b - r->avg_g) - h.b * r->avg_gx)};
@@ -161,7 +147,9 @@ INLINE void sweep_pair(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward
             __builtin_prefetch(r->x + at + s->ahead_x + line);
             __builtin_prefetch(r->dy + at + s->ahead_dy + line);
         }
-        if (stream)
+        if (through)
+            put_gradients(x_dtype, dtype, through, i, n, dx);
+        else if (stream)
             pair_stream(x_dtype, r->dx + at, dx);
         else
             pair_store_part(x_dtype, r->dx + at, n, dx);
@@ -177,12 +165,12 @@ INLINE void sweep_row(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_
     int64_t i = 0;
     if (s->stream && (uintptr_t)r->dx % LINE == 0)
         for (; i + PAIR <= s->n; i += PAIR)
-            sweep_pair(x_dtype, w_dtype, r, s, i, PAIR, true);
+            sweep_pair(x_dtype, w_dtype, x_dtype, r, s, i, PAIR, true, NULL);
     else
         for (; i + PAIR <= s->n; i += PAIR)
-            sweep_pair(x_dtype, w_dtype, r, s, i, PAIR, false);
+            sweep_pair(x_dtype, w_dtype, x_dtype, r, s, i, PAIR, false, NULL);
     if (i < s->n)
-        sweep_pair(x_dtype, w_dtype, r, s, i, s->n - i, false);
+        sweep_pair(x_dtype, w_dtype, x_dtype, r, s, i, s->n - i, false, NULL);
 }
 
 INLINE void sweep_batch(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, int64_t rows,
@@ -192,25 +180,40 @@ INLINE void sweep_batch(wf_dtype x_dtype, wf_dtype w_dtype, const struct backwar
         FOR_PARAMETERS(x_dtype, w_dtype, sweep_row, r + k, s);
 }
 
-/* The same where x was a sum: tile by tile, through what was added. */
-static void sweep_added(const struct layernorm_backward_run *r, const struct backward_row *row, int64_t index, int64_t begin,
-                        const struct sweep *s)
+/* Row `index` where x was a sum, a few columns after the other, through what was added. */
+INLINE void sweep_added(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct addition_run *add, int64_t index,
+                        int64_t begin, const struct backward_row *r, const struct sweep *s)
 {
-    const struct layernorm_backward *p = r->p;
-    for (int64_t at = 0, n; at < s->n; at += n) {
-        struct backward_tile tile;
-        struct sweep         part = *s;
-        real                 g[TILE];
-        n = part.n = min64(s->n - at, TILE);
-        part.dgamma = s->dgamma ? s->dgamma + at : NULL;
-        part.dbeta = s->dbeta ? s->dbeta + at : NULL;
-        part.stream = false;
-        struct backward_row in = tile_of(r, row, at, at + n, &part.gamma, &tile);
-        in.dx = p->dx || p->add.dresidual ? (char *)g : NULL;
-        sweep_row(REAL_DTYPE, REAL_DTYPE, &in, &part);
-        if (in.dx)
-            add_gradients(r->add, p->dx, p->dx_stride, index, begin + at, n, g, s->stream);
+    struct gradients of;
+    gradients_of(add, index, begin, &of);
+    of.dx = r->dx;
+    of.next[0] = r->x + s->ahead_x;
+    of.next[1] = r->dy + s->ahead_dy;
+    of.stream = s->stream;
+    for (int64_t col = 0, end; col < s->n; col = end) {
+        end = r->dx ? col + factors_of(add, index, begin + col, s->n - col, &of.f) : s->n;
+        of.first = col;
+        int64_t i = col;
+        for (; i + PAIR <= end; i += PAIR)
+            sweep_pair(x_dtype, w_dtype, dtype, r, s, i, PAIR, false, &of);
+        if (i < end)
+            sweep_pair(x_dtype, w_dtype, dtype, r, s, i, end - i, false, &of);
     }
+}
+
+INLINE void sweep_sum(wf_dtype x_dtype, wf_dtype w_dtype, const struct addition_run *add, int64_t index, int64_t begin,
+                      const struct backward_row *r, const struct sweep *s)
+{
+    if (add->a->dtype == x_dtype)
+        sweep_added(x_dtype, w_dtype, x_dtype, add, index, begin, r, s);
+    else
+        sweep_added(x_dtype, w_dtype, REAL_DTYPE, add, index, begin, r, s);
+}
+
+INLINE void typed_sum(wf_dtype x_dtype, wf_dtype w_dtype, const struct addition_run *add, int64_t index, int64_t begin,
+                      const struct backward_row *r, const struct sweep *s)
+{
+    FOR_PARAMETERS(x_dtype, w_dtype, sweep_sum, add, index, begin, r, s);
 }
 
 /* Rows [first, last) at columns [begin, begin + s->n). */
@@ -234,7 +237,7 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
             row[k].avg_gx = sum[1] / (real)p->cols;
         }
         for (int64_t k = 0; k < rows && r->add; k++)
-            sweep_added(r, &row[k], first + k, begin, s);
+            FOR_DTYPE(p->x_dtype, typed_sum, s->gamma.dtype, r->add, first + k, begin, &row[k], s);
         if (!r->add)
             FOR_DTYPE(p->x_dtype, sweep_batch, s->gamma.dtype, row, rows, s);
     }
@@ -245,7 +248,7 @@ static void sum_partials(const struct layernorm_backward_run *r, int k, int64_t 
 {
     const int64_t n = min64(COLUMNS, r->padded - col);
     row_sum_tree(r->partial + k * r->padded + col, r->blocks, 4 * r->padded, (int)n, sum);
-    for (int64_t i = 0; i < n && r->order == WF_BF16; i += PAIR) {
+    for (int64_t i = 0; i < n && r->p->x_dtype == WF_BF16; i += PAIR) {
         char *at = (char *)(sum + i);
         pair_store(REAL_DTYPE, at, pair_natural(WF_BF16, pair_load(REAL_DTYPE, REAL_DTYPE, at)));
     }
@@ -277,14 +280,14 @@ static void backward_block(const struct layernorm_backward_run *r, int64_t block
     real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
     struct parameter    gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
     _Alignas(LINE) real factors[PREPARED_COLUMNS];
-    if (last - block * r->block_rows >= PREPARED_ROWS && !r->add) /* what is added goes through the arithmetic type */
+    if (last - block * r->block_rows >= PREPARED_ROWS)
         gamma = prepare_parameter(p->x_dtype, gamma, true, end - begin, factors);
     for (int64_t first = block * r->block_rows; first < last; first += STRIP_ROWS) {
         real *const  sums = first == block * r->block_rows ? total : strip;
         struct sweep s = {.gamma = gamma, .n = end - begin, .stream = r->stream};
         s.dgamma = p->dgamma ? sums : NULL;
         s.dbeta = p->dbeta ? sums + r->padded : NULL;
-        s.ahead_x = r->ahead * p->x_stride * size_of(p->x_dtype);
+        s.ahead_x = r->ahead * p->x_stride * size_of(r->dtype);
         s.ahead_dy = r->ahead * p->dy_stride * size_of(p->x_dtype);
         for (int k = 0; k < 2; k++)
             fill(sums + k * r->padded, padded, 0);
@@ -310,7 +313,7 @@ static size_t layernorm_backward_plan(const struct layernorm_backward *p, void *
 {
     struct cpu_arena arena = {workspace, 0};
     const int64_t    wanted = ceil_div(p->rows, 32);
-    const int64_t    row_bytes = p->cols * (size_of(p->x_dtype) + size_of(r->x_dtype));
+    const int64_t    row_bytes = p->cols * (size_of(p->x_dtype) + size_of(r->dtype));
     r->p = p;
     r->block_rows = wanted < BLOCK_ROWS_MIN ? BLOCK_ROWS_MIN : min64(wanted, BLOCK_ROWS_MAX);
     r->blocks = ceil_div(p->rows, r->block_rows);
@@ -324,20 +327,19 @@ static size_t layernorm_backward_plan(const struct layernorm_backward *p, void *
 
 static size_t layernorm_backward_workspace(const struct layernorm_backward *p)
 {
-    struct layernorm_backward_run r = {.x_dtype = p->x_dtype}, sum = {.x_dtype = p->add.dtype};
+    struct layernorm_backward_run r = {.dtype = p->x_dtype}, sum = {.dtype = p->add.dtype};
     const size_t plain = layernorm_backward_plan(p, NULL, &r), added = layernorm_backward_plan(p, NULL, &sum);
     return plain > added ? plain : added;
 }
 
 static void layernorm_backward(const struct layernorm_backward *p, const struct cpu_run *run)
 {
-    struct layernorm_backward_run r = {.x_dtype = p->x_dtype, .order = p->x_dtype};
+    struct layernorm_backward_run r = {.dtype = p->x_dtype};
     struct addition_run           add;
     if (p->add.present) {
         add = addition_of(&p->add, p->x_dtype, p->w_dtype, p->cols);
         r.add = &add;
-        r.x_dtype = p->add.dtype;
-        r.order = REAL_DTYPE;
+        r.dtype = p->add.dtype;
     }
     layernorm_backward_plan(p, run->workspace, &r);
     if (p->cols == 0)
