@@ -37,8 +37,10 @@ static const char *failure(const Case *c, const char *format, ...)
     .cols = c->cols, .x_stride = c->x_stride, .y_stride = c->y_stride, .dx_stride = c->dx_stride, \
     .dy_stride = c->dy_stride, .eps = c->eps, .p = c->drop, .residual_stride = c->residual_stride, \
     .sum_stride = c->sum_stride }
-#define ADDED      b->residual, b->sum, b->row_scale, b->col_scale, c->seed, c->offset, NULL, NULL
-#define SUM_PASSED b->sum, b->dsum, b->dresidual, b->row_scale, b->col_scale, c->seed, c->offset, NULL, NULL
+#define SEEDS      b->pointed ? ~c->seed : c->seed, b->pointed ? c->offset - OFFSET_POINTED : c->offset, \
+                   b->pointed, b->pointed ? b->pointed + 1 : NULL
+#define ADDED      b->residual, b->sum, b->row_scale, b->col_scale, SEEDS
+#define SUM_PASSED b->sum, b->dsum, b->dresidual, b->row_scale, b->col_scale, SEEDS
 #define CHANNELS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .layout = c->layout, \
     .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps }
 
@@ -126,13 +128,13 @@ size_t run_workspace(const Case *c)
 
 typedef enum Id {
     X, DY, GAMMA, BETA, RUNNING_MEAN_IN, RUNNING_VAR_IN, Y, MEAN, RSTD, MEAN_LO, RUNNING_MEAN_OUT, RUNNING_VAR_OUT, DX,
-    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, ID_COUNT
+    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, POINTED, ID_COUNT
 } Id;
 
 static const char *const names[ID_COUNT] = { "x", "dy", "gamma", "beta", "running_mean_in", "running_var_in", "y", "mean",
                                              "rstd", "mean_lo", "running_mean_out", "running_var_out", "dx", "dgamma",
                                              "dbeta", "residual", "row_scale", "col_scale", "dsum", "sum",
-                                             "dresidual", "bias", "folded_bias" };
+                                             "dresidual", "bias", "folded_bias", "seed_ptr" };
 
 /* ---- the caller's floating-point mode ---- */
 
@@ -234,6 +236,11 @@ static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     const wf_dtype dtype = case_sum_dtype(c);
     const int64_t rows = c->rows, cols = c->cols;
     const int off = c->misalign;
+    if (c->drop > 0 && c->seed & 1) { /* two words: their size is a double's */
+        t[POINTED] = tensor_new(WF_F64, 1, 2, 0, 0);
+        memcpy(t[POINTED].data, (const uint64_t[]){ c->seed, OFFSET_POINTED }, 2 * sizeof(uint64_t));
+        t[POINTED].input = (char *)tensor_rows(&t[POINTED]);
+    }
     if (p->row_scale)
         t[ROW_SCALE] = tensor_input(stat_dtype(c->x), 1, p->slots, 0, off, p->row_scale);
     if (p->col_scale)
@@ -383,7 +390,8 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     }
     Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
                   at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA], at[RESIDUAL],
-                  at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL], at[BIAS], at[FOLDED_BIAS] };
+                  at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL], at[BIAS], at[FOLDED_BIAS],
+                  at[POINTED] };
     set_fpmode(c->fpmode);
     unsigned mode_before = get_fpmode();
     wf_status status = run_call(c, &b, &where);

@@ -26,6 +26,8 @@ const char *run_case(const Case *, Comparison results[OUTPUT_COUNT]);
 /* Two cases whose outputs must have the same bits. */
 const char *run_same_bits(const Case *, const Case *, const char *what);
 
+enum { OFFSET_POINTED = 0x7fedcba9 };
+
 /* The bare call: status of case c on buffers of any kind; workspace = where it is not enough is the library's to say. */
 typedef struct Buffers {
     const void *x, *dy, *gamma, *beta, *running_mean_in, *running_var_in;
@@ -34,6 +36,7 @@ typedef struct Buffers {
     void       *sum, *dresidual; /* sum: backward an input */
     const void *bias; /* of a fold: x is the weight, y the folded one, mean and var are running_..._in */
     void       *folded_bias;
+    const uint64_t *pointed; /* the sum's seed, and OFFSET_POINTED to add to its offset; NULL: given as they are */
 } Buffers;
 wf_status run_call(const Case *, const Buffers *, const wf_exec *);
 size_t    run_workspace(const Case *);

@@ -367,8 +367,10 @@ START_TEST(one_value_per_channel)
         for (int n = 0; n < 3; n++) {
             static float a[15][8];
             static char workspace[1 << 16];
-            const Buffers b = { a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14],
-                                NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL };
+            const Buffers b = { .x = a[0], .dy = a[1], .gamma = a[2], .beta = a[3], .running_mean_in = a[4],
+                                .running_var_in = a[5], .y = a[6], .mean = a[7], .rstd = a[8], .mean_lo = a[9],
+                                .running_mean_out = a[10], .running_var_out = a[11], .dx = a[12], .dgamma = a[13],
+                                .dbeta = a[14] };
             set_shape(&c, n, 3, 1, 1);
             const wf_exec where = { .size = sizeof where, .workspace = workspace, .workspace_size = run_workspace(&c) };
             ck_assert_uint_le(where.workspace_size, sizeof workspace);

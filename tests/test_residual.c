@@ -101,7 +101,21 @@ static void same(const Case *c, const Raw *a, const Raw *b)
         ck_abort_msg("--case \"%s\"", case_print(c, (char[CASE_SIZE]){ 0 }));
 }
 
-/* Fused and unfused: y and statistics are those of the norm alone of the sum as stored; without dsum dresidual is its dx. */
+/* The dx that follows from dresidual as stored; to be freed. */
+static unsigned char *dx_of(const Case *c, const Problem *p, const Raw *dresidual)
+{
+    const wf_dtype real = stat_dtype(c->x);
+    unsigned char *dx = calloc((size_t)p->count + 1, dtype_size(c->x));
+    for (int64_t i = 0; i < p->count; i++) {
+        const Quad d = round_to(real, dtype_load(dresidual->dtype, dresidual->bytes, i) * p->col_scale[p->param[i]]);
+        const Quad kept = p->factor[i] == 0 ? 0 : round_to(real, d * round_to(real, 1 / (1 - c->drop)));
+        dtype_store(c->x, dx, i, kept);
+    }
+    return dx;
+}
+
+/* Fused and unfused: y and statistics are those of the norm alone of the sum as stored; without dsum dresidual is its dx,
+ * and dx follows from dresidual as stored. */
 START_TEST(unfused)
 {
     static const Output outs[] = { OUT_Y, OUT_MEAN, OUT_MEAN_PAIR, OUT_RSTD, OUT_DGAMMA, OUT_DBETA };
@@ -125,8 +139,12 @@ START_TEST(unfused)
             for (int i = 0; i < 4; i++)
                 if (fused[outs[i]].bytes)
                     same(&c, &fused[outs[i]], &plain[outs[i]]);
-            if (op_is_backward(c.op))
+            if (op_is_backward(c.op)) {
                 same(&c, &fused[OUT_DRESIDUAL], &plain[OUT_DX]);
+                const Raw dx = { c.x, p->count, dx_of(&c, p, &fused[OUT_DRESIDUAL]) };
+                same(&c, &fused[OUT_DX], &dx);
+                free(dx.bytes);
+            }
             raw_free(fused);
             raw_free(plain);
             problem_free(p);
