@@ -97,12 +97,6 @@ INLINE void put_pair(wf_dtype order, wf_dtype dtype, char *to, int64_t n, struct
         pair_store_part(dtype, to, n, d);
 }
 
-INLINE void fetch_values(wf_dtype dtype, const char *from)
-{
-    for (int64_t line = 0; line < PAIR * size_of(dtype); line += LINE)
-        __builtin_prefetch(from + line);
-}
-
 /* What lies so many bytes ahead is read next: of rows to come, or of this one. */
 static int64_t ahead_of(int64_t stride, wf_dtype dtype, int64_t cols)
 {
@@ -131,9 +125,9 @@ INLINE void add_pair_at(wf_dtype x_dtype, wf_dtype dtype, const struct factors *
     put_pair(x_dtype, dtype, of->sum + at, n, d, false);
     if (n < PAIR)
         return;
-    fetch_values(x_dtype, of->x + i * size_of(x_dtype) + of->x_ahead);
+    fetch_pair(x_dtype, of->x + i * size_of(x_dtype) + of->x_ahead);
     if (of->residual)
-        fetch_values(dtype, of->residual + at + of->residual_ahead);
+        fetch_pair(dtype, of->residual + at + of->residual_ahead);
 }
 
 /* n columns of a row from `begin`. */
@@ -225,8 +219,8 @@ INLINE void put_gradients(wf_dtype x_dtype, wf_dtype dtype, const struct gradien
     }
     if (n < PAIR)
         return;
-    fetch_values(dtype, of->next[0] + at);
-    fetch_values(x_dtype, of->next[1] + i * size_of(x_dtype));
+    fetch_pair(dtype, of->next[0] + at);
+    fetch_pair(x_dtype, of->next[1] + i * size_of(x_dtype));
     if (of->dsum)
-        fetch_values(dtype, of->next[2] + at);
+        fetch_pair(dtype, of->next[2] + at);
 }

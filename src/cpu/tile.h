@@ -24,6 +24,13 @@ enum {
     SWEPT_ROWS = 4,      /* rows that are added as a tree before they meet a running sum */
 };
 
+/* What will be loaded soon. */
+INLINE void fetch_pair(wf_dtype dtype, const char *at)
+{
+    for (int64_t i = 0; i < PAIR * size_of(dtype); i += LINE)
+        __builtin_prefetch(at + i);
+}
+
 static inline int64_t ceil_div(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;

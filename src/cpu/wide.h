@@ -159,12 +159,6 @@ static struct fetch fetch_of(const struct columns_tile *t, int64_t fetched)
     return (struct fetch){ceil_div(2 * fetched, swept) * SWEPT_ROWS * step, step, size};
 }
 
-INLINE void fetch_pair(wf_dtype dtype, const char *at)
-{
-    for (int64_t i = 0; i < PAIR * size_of(dtype); i += LINE)
-        __builtin_prefetch(at + i);
-}
-
 /* PAIR sums or parameters, as the elements have them that they go with. */
 INLINE struct pair sums_load(const real *from)
 {
