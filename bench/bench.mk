@@ -1,8 +1,6 @@
 # The benchmark tool.  Included by the main Makefile, after O and the flags are known.
 BENCH_SRC := $(filter-out bench/emu_timing.c bench/fake_cudnn.c,$(wildcard bench/*.c))
-BENCH_OBJ := $(BENCH_SRC:%.c=$(O)/%.o) \
-             $(addprefix $(O)/tests/,case.o compare.o data.o device.o guard.o oracle.o oracle_dropout.o oracle_sum.o \
-             pool.o run.o tensor.o)
+BENCH_OBJ := $(BENCH_SRC:%.c=$(O)/%.o) $(O)/tests/helpers.a
 BENCH_CU  := $(if $(call on,CUDA),$(patsubst %.cu,$(O)/%.o,$(wildcard bench/*.cu)))
 # It times builds made elsewhere: on the machine that runs it only libc, libm and the driver need be there.
 STATIC_LIBS := -ldl $(if $(findstring clang,$(CC))$(KIND),$(OPENMP_FLAG) -lquadmath,-static-libgcc -l:libquadmath.a \
@@ -59,5 +57,5 @@ check-bench: $(O)/bench/bench $(if $(call on,CUDA),$(EMU)/plain/bench $(FAKE_CUD
 	@PYTHON=$(PYTHON) bench/check $^
 check: $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-bench)
 
--include $(BENCH_OBJ:.o=.d) $(O)/bench/emu_timing.d
+-include $(BENCH_SRC:%.c=$(O)/%.d) $(O)/bench/emu_timing.d
 .PHONY: bench bench-instructions check-bench
