@@ -69,8 +69,8 @@ static bool is_absent(const Case *c, const Buffer *b)
 static const Operation *operation_of(const Case *c)
 {
     const Operation *op = operations;
-    const char *const part = case_adds(c) ? "sum" : c->flags & WF_GIVEN_MASK ? "mask" : "x"; /* which only the wanted one has */
-    while (strcmp(op->name, op_name(c->op)) || !api_buffer(op, part))
+    const char *const part = case_adds(c) ? "sum" : c->flags & WF_GIVEN_MASK ? "mask" : NULL; /* only the wanted one has it */
+    while (strcmp(op->name, op_name(c->op)) || (part && !api_buffer(op, part)))
         op++;
     return op;
 }
