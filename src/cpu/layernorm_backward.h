@@ -77,27 +77,46 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, con
     sum[1] = lanes_sum(sum_gx);
 }
 
-/* dtype is x_dtype, or the arithmetic type. */
-INLINE void products_of(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
-                        struct parameter gamma, int64_t begin, int64_t end, real sum[2])
+INLINE void plain_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
+                           int64_t begin, int64_t end, real sum[2])
 {
-    if (dtype == x_dtype)
-        row_products(x_dtype, w_dtype, x_dtype, r, gamma, begin, end, sum);
-    else
-        row_products(x_dtype, w_dtype, REAL_DTYPE, r, gamma, begin, end, sum);
+    row_products(x_dtype, w_dtype, x_dtype, r, gamma, begin, end, sum);
 }
 
-INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
-                           struct parameter gamma, int64_t begin, int64_t end, real sum[2])
+INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
+                           int64_t begin, int64_t end, real sum[2])
 {
-    FOR_PARAMETERS(x_dtype, w_dtype, products_of, dtype, r, gamma, begin, end, sum);
+    FOR_PARAMETERS(x_dtype, w_dtype, plain_products, r, gamma, begin, end, sum);
+}
+
+INLINE void wide_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
+                          int64_t begin, int64_t end, real sum[2])
+{
+    row_products(x_dtype, w_dtype, REAL_DTYPE, r, gamma, begin, end, sum);
+}
+
+INLINE void typed_wide_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
+                                int64_t begin, int64_t end, real sum[2])
+{
+    FOR_PARAMETERS(x_dtype, w_dtype, wide_products, r, gamma, begin, end, sum);
+}
+
+/* Of a float sum beside 16-bit dy. Apart, for short rows of the others pay for all that is compiled into their function. */
+__attribute__((noinline)) static void sum_products(const struct layernorm_backward_run *run, const struct backward_row *r,
+                                                   struct parameter gamma, int64_t begin, int64_t end, real sum[2])
+{
+    (void)run; /* double is one dtype only */
+    FOR_DTYPE(run->p->x_dtype, typed_wide_products, gamma.dtype, r, gamma, begin, end, sum);
 }
 
 static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct parameter gamma,
                           int64_t begin, int64_t end, real sum[2])
 {
     if (end - begin <= TILE) {
-        FOR_DTYPE(run->p->x_dtype, typed_products, gamma.dtype, run->dtype, r, gamma, begin, end, sum);
+        if (run->dtype == run->p->x_dtype)
+            FOR_DTYPE(run->p->x_dtype, typed_products, gamma.dtype, r, gamma, begin, end, sum);
+        else
+            sum_products(run, r, gamma, begin, end, sum);
         return;
     }
     const int64_t middle = begin + tree_split(end - begin, TILE);
@@ -216,6 +235,14 @@ INLINE void typed_sum(wf_dtype x_dtype, wf_dtype w_dtype, const struct addition_
     FOR_PARAMETERS(x_dtype, w_dtype, sweep_sum, add, index, begin, r, s);
 }
 
+/* Apart, as sum_products. */
+__attribute__((noinline)) static void sweep_sums(const struct layernorm_backward_run *r, const struct backward_row *row,
+                                                 int64_t first, int64_t rows, int64_t begin, const struct sweep *s)
+{
+    for (int64_t k = 0; k < rows; k++)
+        FOR_DTYPE(r->p->x_dtype, typed_sum, s->gamma.dtype, r->add, first + k, begin, row + k, s);
+}
+
 /* Rows [first, last) at columns [begin, begin + s->n). */
 static void backward_rows(const struct layernorm_backward_run *r, int64_t first, int64_t last, int64_t begin,
                           const struct sweep *s)
@@ -236,9 +263,9 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
             row[k].avg_g = p->centered ? sum[0] / (real)p->cols : 0;
             row[k].avg_gx = sum[1] / (real)p->cols;
         }
-        for (int64_t k = 0; k < rows && r->add; k++)
-            FOR_DTYPE(p->x_dtype, typed_sum, s->gamma.dtype, r->add, first + k, begin, &row[k], s);
-        if (!r->add)
+        if (r->add)
+            sweep_sums(r, row, first, rows, begin, s);
+        else
             FOR_DTYPE(p->x_dtype, sweep_batch, s->gamma.dtype, row, rows, s);
     }
 }
