@@ -77,28 +77,16 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, con
     sum[1] = lanes_sum(sum_gx);
 }
 
-INLINE void plain_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
-                           int64_t begin, int64_t end, real sum[2])
-{
-    row_products(x_dtype, w_dtype, x_dtype, r, gamma, begin, end, sum);
-}
-
 INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
                            int64_t begin, int64_t end, real sum[2])
 {
-    FOR_PARAMETERS(x_dtype, w_dtype, plain_products, r, gamma, begin, end, sum);
+    FOR_PARAMETERS(x_dtype, w_dtype, row_products, x_dtype, r, gamma, begin, end, sum);
 }
 
 INLINE void wide_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
                           int64_t begin, int64_t end, real sum[2])
 {
-    row_products(x_dtype, w_dtype, REAL_DTYPE, r, gamma, begin, end, sum);
-}
-
-INLINE void typed_wide_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
-                                int64_t begin, int64_t end, real sum[2])
-{
-    FOR_PARAMETERS(x_dtype, w_dtype, wide_products, r, gamma, begin, end, sum);
+    FOR_PARAMETERS(x_dtype, w_dtype, row_products, REAL_DTYPE, r, gamma, begin, end, sum);
 }
 
 /* Of a float sum beside 16-bit dy. Apart, for short rows of the others pay for all that is compiled into their function. */
@@ -106,7 +94,7 @@ __attribute__((noinline)) static void sum_products(const struct layernorm_backwa
                                                    struct parameter gamma, int64_t begin, int64_t end, real sum[2])
 {
     (void)run; /* double is one dtype only */
-    FOR_DTYPE(run->p->x_dtype, typed_wide_products, gamma.dtype, r, gamma, begin, end, sum);
+    FOR_DTYPE(run->p->x_dtype, wide_products, gamma.dtype, r, gamma, begin, end, sum);
 }
 
 static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct parameter gamma,
