@@ -77,7 +77,7 @@ NVCC_FLAGS := -std=c++17 -O3 -fmad=false --threads 0 -Werror all-warnings -Xptxa
               $(foreach arch,$(CUDA_ARCHS),-gencode arch=compute_$(arch),code=sm_$(arch)) \
               -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS)) \
               -DWF_CUDA_ARCH_MIN=$(firstword $(CUDA_ARCHS)) $(NDEBUG) \
-              -Xcompiler -Wall,-Wextra,-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
+              -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas,-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics
 PRIVATE_LIBS += $(CUDA_LIBS)
 endif
 
@@ -168,7 +168,7 @@ check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-h
 
 # ---- the CUDA back-end: the same kernels on the emulator, or on a GPU ----
 
-CUDA_SUITES ?= layernorm rmsnorm residual groupnorm instancenorm batchnorm dropout fold random
+CUDA_SUITES ?= layernorm rmsnorm residual groupnorm instancenorm batchnorm dropout dropout_fused fold random
 
 ifneq ($(call on,CUDA),)
 include tests/emu/emu.mk

@@ -370,6 +370,13 @@ WF_API size_t wf_instancenorm_backward_workspace(const wf_instancenorm *what, wf
  * curand_init(seed, u / 4, 4 * offset) and at::philox_engine(seed, u / 4, offset); PyTorch's own mapping of elements to
  * threads, and so its masks, differ.
  *
+ * Around it, each part optional, what a feed-forward block has there:
+ *     y = residual + dropout(act(x + bias)),   dx = dropout'(dy) * act'(x + bias)
+ * x + bias, act, dropout and the sum are rounded in the arithmetic type, then y to its dtype. Backward recomputes x + bias
+ * from forward's x. The gradient of residual is dy itself; that of bias is dx summed over all but the channels, and is
+ * left to the caller. y is within 6 u |dropout(act)| + u |y| and dx within 8 u |dropout'(dy)| (|S| + |x S'|), where act
+ * is x S and u = 2^-24 (2^-53 for WF_F64), each with half a unit in the last place of its dtype.
+ *
  * Alpha dropout (for SELU, mean and variance kept): with alpha' = 1.7580993408473766,
  * a = 1 / sqrt((alpha'^2 p + 1)(1 - p)) and b = a alpha' p: kept a x + b (two roundings), dropped b - a alpha'; backward
  * a dy or 0; p = 1 gives 0. Constants are computed in double and rounded once. */
@@ -378,15 +385,18 @@ typedef struct wf_dropout {
     size_t          size;
     wf_dtype        x_dtype;
     wf_dropout_kind kind;
-    wf_layout       layout;  /* matters with WF_FEATURES only                                       */
+    wf_layout       layout;  /* matters with WF_FEATURES or a bias only                             */
     uint32_t        flags;   /* WF_FEATURES, WF_GIVEN_MASK                                          */
     int64_t         n, c, hw; /* n * c * hw elements                                                */
     double          p;       /* probability to DROP, 0 <= p <= 1                                    */
+    wf_dtype        w_dtype; /* bias: x_dtype, or WF_F32 with 16-bit x; of no matter without one    */
+    wf_activation   activation;
+    double          slope;   /* WF_LEAKY_RELU's; finite                                             */
 } wf_dropout;
 typedef struct wf_dropout_args {
     size_t          size;
     const void     *x;            /* backward: dy                                                   */
-    void           *y;            /* backward: dx; may be x                                         */
+    void           *y;            /* backward: dx; may be x, or residual, or x_in                   */
     uint8_t        *mask;         /* forward writes bit u % 8 of byte u / 8: 1 = kept; ceil(units / 8) bytes, spare bits 0;
                                      NULL = not wanted. Backward ignores it, but with WF_GIVEN_MASK reads it (needed
                                      then; spare bits are ignored) and ignores seed, offset and pointers to them */
@@ -394,6 +404,9 @@ typedef struct wf_dropout_args {
     const uint64_t *seed_ptr;     /* NULL, or in back-end memory, read when the kernel runs: replaces seed */
     const uint64_t *offset_ptr;   /* NULL, or likewise: added to offset. A replayed CUDA graph then draws anew; neither is
                                      ever written                                                   */
+    const void     *bias;         /* [c]; NULL = 0                                                  */
+    const void     *residual;     /* as x; NULL = 0; backward ignores it                            */
+    const void     *x_in;         /* backward: forward's x, needed with an activation, else ignored */
 } wf_dropout_args;
 WF_API wf_status wf_dropout_forward(const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where);
 WF_API wf_status wf_dropout_backward(const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where);

@@ -74,7 +74,8 @@ struct channelnorm_backward {
     void                    *dx, *dgamma, *dbeta;
 };
 
-/* y = keep(u) ? x * scale [+ shift] : dropped */
+/* y = keep(u) ? x * scale [+ shift] : dropped. Fused: y = residual + that of act(x + bias); backward, x being dy, y is that
+ * times act'(x_in + bias). */
 struct dropout {
     wf_dtype  x_dtype;
     wf_layout layout;
@@ -89,6 +90,11 @@ struct dropout {
     const void *x;
     void       *y;
     uint8_t    *mask;
+    bool          fused, backward;
+    wf_dtype      w_dtype;
+    wf_activation activation;
+    double        slope;
+    const void   *bias, *residual, *x_in; /* [c], of w_dtype; as x; NULL = absent */
 };
 
 /* The constants of a norm, folded into weight [rows, cols] and bias of a layer:

@@ -221,6 +221,12 @@ void check_stride(struct call *call, const char *name, int64_t *stride, int64_t 
                *stride, rows);
 }
 
+void check_activation(struct call *call, wf_activation activation, double slope)
+{
+    check_that(call, (unsigned)activation <= WF_GELU_TANH, "activation = %d", (int)activation);
+    check_that(call, isfinite(slope), "slope = %g, must be finite", slope);
+}
+
 void check_matrix(struct call *call, int64_t rows, int64_t cols)
 {
     check_size(call, "rows", rows);
@@ -266,7 +272,7 @@ static int check_buffer(struct call *call, const char *name, const void *data, s
     const int64_t size = (int64_t)wf_dtype_size(shape.dtype);
     check_that(call, (uintptr_t)data % (uintptr_t)size == 0, "%s = %p, must be a multiple of %d bytes", name, data,
                (int)size);
-    return add_buffer(call, (struct buffer){name, data, shape.rows, shape.cols * size, shape.stride * size, -1, false});
+    return add_buffer(call, (struct buffer){name, data, shape.rows, shape.cols * size, shape.stride * size, 0, false});
 }
 
 int check_input(struct call *call, const char *name, const void *data, struct buffer_shape shape, enum need need)
@@ -279,9 +285,15 @@ int check_output(struct call *call, const char *name, void *data, struct buffer_
     int i = check_buffer(call, name, data, shape, need);
     if (i >= 0) {
         call->buffer[i].output = true;
-        call->buffer[i].alias = alias;
+        check_may_be(call, i, alias);
     }
     return i;
+}
+
+void check_may_be(struct call *call, int output, int alias)
+{
+    if (output >= 0 && alias >= 0)
+        call->buffer[output].aliases |= (uint32_t)1 << alias;
 }
 
 void check_bytes(struct call *call, const char *name, const uint8_t *data, int64_t size, enum need need, bool output)
@@ -290,7 +302,7 @@ void check_bytes(struct call *call, const char *name, const uint8_t *data, int64
         return;
     check_that(call, data || need == OPTIONAL || call->empty, "%s = NULL", name);
     if (data)
-        add_buffer(call, (struct buffer){name, (const char *)data, 1, size, size, -1, output});
+        add_buffer(call, (struct buffer){name, (const char *)data, 1, size, size, 0, output});
 }
 
 /* The least i >= 0 with low <= a i mod m <= high (0 <= low <= high < m, 0 <= a < m), or -1: Euclid's algorithm on the
@@ -361,7 +373,7 @@ static void check_overlaps(struct call *call)
                 continue;
             bool same = out->data == other->data && out->rows == other->rows && out->row_size == other->row_size &&
                         (out->stride == other->stride || out->rows == 1);
-            if (j == out->alias && same)
+            if (out->aliases >> j & 1 && same)
                 continue;
             check_that(call, !share_bytes(out, other), "%s = %p shares memory with %s = %p", out->name,
                        (const void *)out->data, other->name, (const void *)other->data);

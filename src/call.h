@@ -13,7 +13,7 @@ struct buffer {
     const char *name;
     const char *data;
     int64_t     rows, row_size, stride;
-    int         alias; /* index of an earlier buffer that this output may be, -1 if none */
+    uint32_t    aliases; /* of an output: bit i, it may be the i-th buffer */
     bool        output;
 };
 
@@ -52,6 +52,7 @@ void check_flags(struct call *call, uint32_t flags, uint32_t known, uint32_t res
 void check_dtypes(struct call *call, wf_dtype x_dtype, wf_dtype w_dtype); /* enumerators here, the pair in call_ready */
 void check_eps(struct call *call, double eps);
 void check_fraction(struct call *call, const char *name, double value); /* in [0, 1] */
+void check_activation(struct call *call, wf_activation activation, double slope);
 /* Rows of a matrix. A zero stride becomes its default. */
 void check_matrix(struct call *call, int64_t rows, int64_t cols);
 void check_stride(struct call *call, const char *name, int64_t *stride, int64_t fallback, int64_t rows, int64_t cols);
@@ -68,6 +69,7 @@ struct buffer_shape vector_of(wf_dtype dtype, int64_t count);
 /* Both return the index of the buffer, for use as an alias, or -1 if there is none. */
 int check_input(struct call *call, const char *name, const void *data, struct buffer_shape shape, enum need need);
 int check_output(struct call *call, const char *name, void *data, struct buffer_shape shape, enum need need, int alias);
+void check_may_be(struct call *call, int output, int alias); /* another that it may alias; either may be -1 */
 
 /* An input or output of bytes, which may alias nothing. */
 void check_bytes(struct call *call, const char *name, const uint8_t *data, int64_t size, enum need need, bool output);

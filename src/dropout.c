@@ -1,4 +1,4 @@
-/* Dropout's front door: the two kinds and the two directions are constants of one problem. */
+/* Dropout's front door: the two kinds and the two directions are constants of one problem, with or without what is around it. */
 #include <math.h>
 
 #include "call.h"
@@ -33,11 +33,12 @@ static struct dropout import_what(struct call *call, const wf_dropout *what, boo
 {
     wf_dropout w;
     CALL_IMPORT(call, w, what);
-    check_dtypes(call, w.x_dtype, w.x_dtype);
+    check_dtypes(call, w.x_dtype, w.w_dtype);
     check_that(call, w.kind == WF_DROPOUT || w.kind == WF_ALPHA_DROPOUT, "kind = %d", (int)w.kind);
     check_flags(call, w.flags, WF_FEATURES | WF_GIVEN_MASK, 0);
     check_channels(call, w.layout, w.n, w.c, w.hw);
     check_fraction(call, "p", w.p);
+    check_activation(call, w.activation, w.slope);
     if (call->status)
         return (struct dropout){0}; /* sizes whose products overflow go no further */
 
@@ -47,9 +48,21 @@ static struct dropout import_what(struct call *call, const wf_dropout *what, boo
                         .given = !forward && w.flags & WF_GIVEN_MASK,
                         .n = w.n,
                         .c = w.c,
-                        .hw = w.hw};
+                        .hw = w.hw,
+                        .backward = !forward,
+                        .w_dtype = w.w_dtype,
+                        .activation = w.activation,
+                        .slope = w.slope};
     in_our_fpmode(compute_constants, &(struct constants){&w, forward, &p});
     return p;
+}
+
+/* Returns the index of the buffer that is as x. */
+static int check_around(struct call *call, const struct dropout *p, struct buffer_shape elements)
+{
+    check_input(call, "bias", p->bias, vector_of(p->w_dtype, p->c), OPTIONAL);
+    return p->backward ? check_input(call, "x_in", p->x_in, elements, NEEDED)
+                       : check_input(call, "residual", p->residual, elements, OPTIONAL);
 }
 
 static wf_status solve(const char *operation, const wf_dropout *what, const wf_dropout_args *with, const wf_exec *where,
@@ -64,12 +77,21 @@ static wf_status solve(const char *operation, const wf_dropout *what, const wf_d
     if (!p.given)
         p.seed = a.seed, p.offset = a.offset, p.seed_ptr = a.seed_ptr, p.offset_ptr = a.offset_ptr;
 
+    p.bias = forward || p.activation ? a.bias : NULL;
+    p.residual = forward ? a.residual : NULL;
+    p.x_in = !forward && p.activation ? a.x_in : NULL;
+    p.fused = p.bias || p.residual || p.activation;
+    if (!p.bias)
+        call.w_dtype = p.x_dtype; /* nothing has the other */
+
     const struct buffer_shape elements = vector_of(p.x_dtype, p.n * p.c * p.hw), word = vector_of(WF_F64, 1);
     const int64_t             units = p.features ? p.n * p.c : p.n * p.c * p.hw;
     const int                 x = check_input(&call, "x", p.x, elements, NEEDED);
     check_input(&call, "seed_ptr", p.seed_ptr, word, OPTIONAL);
     check_input(&call, "offset_ptr", p.offset_ptr, word, OPTIONAL);
-    check_output(&call, "y", p.y, elements, NEEDED, x);
+    const int around = p.fused ? check_around(&call, &p, elements) : -1;
+    const int y = check_output(&call, "y", p.y, elements, NEEDED, x);
+    check_may_be(&call, y, around);
     check_bytes(&call, "mask", p.mask, (units + 7) / 8, p.given ? NEEDED : OPTIONAL, !p.given);
     if (p.given && p.scale == 0) /* p = 1: nothing is kept, whatever the mask says */
         p.given = false, p.mask = NULL;
@@ -81,6 +103,7 @@ static size_t workspace(const char *operation, const wf_dropout *what, wf_backen
     struct call call;
     call_open_query(&call, operation, backend);
     const struct dropout p = import_what(&call, what, forward);
+    call.w_dtype = p.x_dtype;
     return call_ready(&call) ? call.backend->dropout_workspace(&p) : 0;
 }
 

@@ -57,10 +57,12 @@
     SCALES(with), OPTIONAL(with, dsum, EXTENT_SUM), WANTED(with, dresidual, EXTENT_RESIDUAL, "dsum"),                  \
         WANTED(with, dx, EXTENT_DX, "dy"), WANTED(with, dgamma, EXTENT_PARAMETER, NULL)
 #define DROPOUT_FIELDS                                                                                                 \
-    CHANNEL_FIELDS(wf_dropout), FIELD(wf_dropout, kind, FIELD_DROPOUT_KIND), FIELD(wf_dropout, p, FIELD_FRACTION)
-#define DROPOUT_ACTIVATIONS NEEDED(wf_dropout_args, x, EXTENT_X), RESULT(wf_dropout_args, y, EXTENT_Y, "x")
-#define DROPOUT_BUFFERS                                                                                                \
-    DROPOUT_ACTIVATIONS, OPTIONAL(wf_dropout_args, seed_ptr, EXTENT_WORD),                                             \
+    CHANNEL_FIELDS(wf_dropout), FIELD(wf_dropout, kind, FIELD_DROPOUT_KIND), FIELD(wf_dropout, p, FIELD_FRACTION),      \
+        FIELD(wf_dropout, activation, FIELD_ACTIVATION), FIELD(wf_dropout, slope, FIELD_FINITE)
+#define FUSED_FIELDS DROPOUT_FIELDS, FIELD(wf_dropout, w_dtype, FIELD_W_DTYPE)
+#define DROPOUT_ACTIVATIONS(aliases) NEEDED(wf_dropout_args, x, EXTENT_X), RESULT(wf_dropout_args, y, EXTENT_Y, aliases)
+#define DROPOUT_BUFFERS(aliases)                                                                                       \
+    DROPOUT_ACTIVATIONS(aliases), OPTIONAL(wf_dropout_args, seed_ptr, EXTENT_WORD),                                    \
         OPTIONAL(wf_dropout_args, offset_ptr, EXTENT_WORD)
 
 /* channels is 0 throughout: as many as rows, or cols. */
@@ -135,11 +137,17 @@ const Operation operations[OPERATIONS] = {
     {OPERATION(instancenorm_backward, wf_instancenorm), sizeof(wf_instancenorm_backward_args), CHANNEL_FLAGS,
      {NORM_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES)}},
     {OPERATION(dropout_forward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
-     {DROPOUT_FIELDS}, {DROPOUT_BUFFERS, WANTED(wf_dropout_args, mask, EXTENT_MASK, NULL)}},
+     {FUSED_FIELDS},
+     {DROPOUT_BUFFERS("x|residual"), WANTED(wf_dropout_args, mask, EXTENT_MASK, NULL),
+      OPTIONAL(wf_dropout_args, bias, EXTENT_PARAMETER), OPTIONAL(wf_dropout_args, residual, EXTENT_X)}},
     {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
-     {DROPOUT_FIELDS}, {DROPOUT_BUFFERS}},
+     {DROPOUT_FIELDS}, {DROPOUT_BUFFERS("x")}},
     {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
-     {DROPOUT_FIELDS}, {DROPOUT_ACTIVATIONS, NEEDED(wf_dropout_args, mask, EXTENT_MASK)}},
+     {DROPOUT_FIELDS}, {DROPOUT_ACTIVATIONS("x"), NEEDED(wf_dropout_args, mask, EXTENT_MASK)}},
+    {OPERATION(dropout_backward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
+     {FUSED_FIELDS},
+     {DROPOUT_BUFFERS("x|x_in"), NEEDED(wf_dropout_args, x_in, EXTENT_X),
+      OPTIONAL(wf_dropout_args, bias, EXTENT_PARAMETER)}},
     {OPERATION(fold_batchnorm, wf_fold), sizeof(wf_fold_args), WF_BIAS_F32,
      {FOLD_FIELDS},
      {FOLD_BUFFERS, NEEDED(wf_fold_args, mean, EXTENT_CHANNELS), NEEDED(wf_fold_args, var, EXTENT_CHANNELS)}},
@@ -153,6 +161,15 @@ const Field *api_field(const Operation *op, const char *name)
         if (strcmp(f->name, name) == 0)
             return f;
     return NULL;
+}
+
+int api_may_be(const Buffer *output, const Buffer *input)
+{
+    const size_t length = strlen(input->name);
+    for (const char *name = output->alias; name; name = strchr(name, '|') ? strchr(name, '|') + 1 : NULL)
+        if (strncmp(name, input->name, length) == 0 && (name[length] == '|' || !name[length]))
+            return 1;
+    return 0;
 }
 
 const Buffer *api_buffer(const Operation *op, const char *name)
@@ -349,6 +366,8 @@ void api_begin(ApiCall *c, const Operation *op, int64_t rows)
     const Buffer *mask = api_buffer(op, "mask");
     if (mask && !mask->output)
         api_set_integer(c, "flags", WF_GIVEN_MASK);
+    if (api_buffer(op, "x_in"))
+        api_set_integer(c, "activation", WF_GELU);
     api_fit(c);
 }
 

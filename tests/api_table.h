@@ -9,7 +9,7 @@
 #include "welford.h"
 
 typedef enum FieldKind {
-    FIELD_X_DTYPE, FIELD_W_DTYPE, FIELD_LAYOUT, FIELD_DROPOUT_KIND, /* int-sized enums */
+    FIELD_X_DTYPE, FIELD_W_DTYPE, FIELD_LAYOUT, FIELD_DROPOUT_KIND, FIELD_ACTIVATION, /* int-sized enums */
     FIELD_FLAGS, FIELD_RESERVED,                                    /* uint32_t        */
     FIELD_SIZE, FIELD_STRIDE, FIELD_GROUPS, FIELD_CHANNELS,         /* int64_t         */
     FIELD_EPS, FIELD_FRACTION, FIELD_FINITE                         /* double          */
@@ -32,7 +32,7 @@ typedef struct Buffer {
     size_t offset;
     Extent extent;
     int output, needed;
-    const char *alias; /* of an output: the input that it may be */
+    const char *alias; /* of an output: the input that it may be; "a|b": either */
 } Buffer;
 
 enum { MAX_FIELDS = 15, MAX_BUFFERS = 15 };
@@ -46,7 +46,7 @@ typedef struct Operation {
     Buffer buffer[MAX_BUFFERS];
 } Operation;
 
-enum { OPERATIONS = 21 }; /* a norm of a sum, and dropout with a given mask, count as operations of their own */
+enum { OPERATIONS = 22 }; /* norms of a sum, and dropout with a given mask or an activation, count as operations of their own */
 extern const Operation operations[OPERATIONS];
 
 typedef struct ApiCall {
@@ -74,6 +74,7 @@ int api_untouched(const ApiCall *c);
 
 const Field *api_field(const Operation *op, const char *name);   /* NULL if the operation has none of that name */
 const Buffer *api_buffer(const Operation *op, const char *name); /* likewise */
+int api_may_be(const Buffer *output, const Buffer *input);        /* by output's alias */
 void *api_what(ApiCall *c, const Field *f);                      /* where the field is */
 void **api_with(ApiCall *c, const Buffer *b);
 void api_set_integer(ApiCall *c, const char *field, int64_t value); /* fails if there is no such field */

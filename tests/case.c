@@ -32,8 +32,9 @@ static const char *const dtypes[]   = { "f32", "f16", "bf16", "f64", NULL };
 static const char *const layouts[]  = { "nchw", "nhwc", NULL };
 static const char *const backends[] = { "cpu", "cuda", NULL };
 static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", "given_mask", "bias_f32", NULL };
-static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", NULL };
+static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", "bias", NULL };
 static const char *const kinds[]    = { "dropout", "alpha", NULL };
+static const char *const activations[] = { "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", NULL };
 static const char *const fpmodes[]  = { "nearest", "up", "down", "zero", "flush", NULL };
 static const char *const runnings[] = { "0", "1", "inplace", "nan", NULL };
 static const char *const nulls[]    = { "x", "y", "dy", "dx", "gamma", "beta", "dgamma", "dbeta", "mean", "rstd",
@@ -57,7 +58,7 @@ static const struct Field {
     const char *const *words;
 } fields[] = {
     { "x", ALL, offsetof(Case, x), WORD, true, dtypes },
-    { "w", NORMS, offsetof(Case, w), WORD, false, dtypes }, /* default: x; so it stands behind x */
+    { "w", ALL, offsetof(Case, w), WORD, false, dtypes }, /* default: x; so it stands behind x */
     { "layout", CHANNELS | DROP, offsetof(Case, layout), WORD, false, layouts },
     { "rows", MATRICES, offsetof(Case, rows), INT64, true, NULL },
     { "cols", MATRICES, offsetof(Case, cols), INT64, true, NULL },
@@ -65,7 +66,7 @@ static const struct Field {
     { "y_stride", MATRICES, offsetof(Case, y_stride), INT64, false, NULL },
     { "dx_stride", ROWS, offsetof(Case, dx_stride), INT64, false, NULL },
     { "dy_stride", ROWS, offsetof(Case, dy_stride), INT64, false, NULL },
-    { "add", ROWS, offsetof(Case, add), BITS, false, adds },
+    { "add", ROWS | DROP, offsetof(Case, add), BITS, false, adds },
     { "drop", ROWS, offsetof(Case, drop), DOUBLE, false, NULL },
     { "residual_stride", ROWS, offsetof(Case, residual_stride), INT64, false, NULL },
     { "sum_stride", ROWS, offsetof(Case, sum_stride), INT64, false, NULL },
@@ -79,6 +80,8 @@ static const struct Field {
     { "weight_offset", 1 << RMSNORM | FOLDS, offsetof(Case, weight_offset), DOUBLE, false, NULL },
     { "kind", DROP, offsetof(Case, kind), WORD, false, kinds },
     { "p", DROP, offsetof(Case, p), DOUBLE, false, NULL },
+    { "activation", DROP, offsetof(Case, activation), WORD, false, activations },
+    { "slope", DROP, offsetof(Case, slope), DOUBLE, false, NULL },
     { "offset", DROP | ROWS, offsetof(Case, offset), UINT64, false, NULL },
     { "flags", ALL, offsetof(Case, flags), BITS, false, flags },
     { "running", MOVING, offsetof(Case, running), WORD, false, runnings },
@@ -102,7 +105,8 @@ Norm op_norm(Op op) { return ops[op].norm; }
 bool op_is_backward(Op op) { return strstr(ops[op].name, "_backward") != NULL; }
 bool op_is_infer(Op op) { return strstr(ops[op].name, "_infer") != NULL; }
 bool op_is_fold(Op op) { return op_norm(op) == FOLD; }
-bool case_adds(const Case *c) { return c->add || c->drop > 0; }
+bool case_adds(const Case *c) { return ops[c->op].norm != DROPOUT && (c->add || c->drop > 0); }
+bool case_fuses(const Case *c) { return ops[c->op].norm == DROPOUT && (c->add || c->activation); }
 wf_dtype case_sum_dtype(const Case *c) { return c->flags & WF_SUM_F32 ? WF_F32 : c->x; }
 const char *dtype_name(wf_dtype dtype) { return dtypes[dtype]; }
 const char *data_name(Data data) { return datas[data]; }

@@ -38,7 +38,8 @@ enum { /* Case.null: the buffers given as NULL */
 };
 
 enum { /* Case.add: what of LayerNorm's and RMSNorm's sum is given, or asked for */
-    ADD_RESIDUAL = 1, ADD_SUM = 2, ADD_ROW_SCALE = 4, ADD_COL_SCALE = 8, ADD_DSUM = 16, ADD_DRESIDUAL = 32
+    ADD_RESIDUAL = 1, ADD_SUM = 2, ADD_ROW_SCALE = 4, ADD_COL_SCALE = 8, ADD_DSUM = 16, ADD_DRESIDUAL = 32,
+    ADD_BIAS = 64 /* dropout has this one, and forward a residual */
 };
 
 typedef enum Running { /* BatchNorm and InstanceNorm training: where the running statistics are */
@@ -62,11 +63,14 @@ typedef struct Case {
     double     drop; /* the p of a sum's dropout */
     uint32_t   add;
     int32_t    kind; /* dropout: wf_dropout_kind */
+    int32_t    activation;
+    double     slope;
     uint64_t   offset; /* of dropout; its seed is `seed` */
     Data       data;
     uint64_t   seed;
     Running    running;
-    int32_t    inplace;  /* 1: y is x, dx is dy; 2: sum is residual, dresidual is dsum, folded_bias is bias; 3: both */
+    int32_t    inplace;  /* 1: y is x, dx is dy; 2: sum is residual, dresidual is dsum, folded_bias is bias, y of dropout is
+                            residual or x_in; 3: both */
     int32_t    misalign; /* elements by which every buffer is off its alignment */
     int32_t    threads;
     int32_t    pool; /* threads of a pool given as parallel_for; 0 = none */
@@ -86,6 +90,7 @@ bool        op_is_backward(Op);
 bool        op_is_infer(Op);
 bool        op_is_fold(Op);
 bool        case_adds(const Case *); /* a norm of a sum, not of x */
+bool        case_fuses(const Case *); /* a dropout with something around it */
 wf_dtype    case_sum_dtype(const Case *);
 const char *dtype_name(wf_dtype);
 const char *data_name(Data);

@@ -41,14 +41,19 @@ static Quad share_slope(wf_activation kind, Quad x)
     }
 }
 
+static Quad times(Quad x, Quad factor) /* at Inf the limit */
+{
+    return factor == 0 && !isnanq(x) ? 0 : x * factor;
+}
+
 Quad oracle_activation(wf_activation kind, Quad slope, Quad x)
 {
-    return x * share(kind, slope, x);
+    return times(x, share(kind, slope, x));
 }
 
 Quad oracle_activation_derivative(wf_activation kind, Quad slope, Quad x, Quad *size)
 {
-    const Quad s = share(kind, slope, x), change = x * share_slope(kind, x);
+    const Quad s = share(kind, slope, x), change = times(x, isinfq(x) ? 0 : share_slope(kind, x));
     *size = fabsq(s) + fabsq(change);
     return s + change;
 }

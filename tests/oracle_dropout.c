@@ -175,3 +175,13 @@ uint64_t oracle_dropout_value(const wf_dropout *what, int backward, int keep, ui
     }
     return oracle_narrow(what->x_dtype, value_f32(map, keep, (float)oracle_widen(what->x_dtype, (uint16_t)x)));
 }
+
+__float128 oracle_dropout_real(const wf_dropout *what, int backward, int keep, __float128 x, __float128 *size)
+{
+    dropout_map map = map_of(what, backward);
+    if (what->x_dtype != WF_F64)
+        map = (dropout_map){(float)map.scale, (float)map.shift, (float)map.dropped, map.add};
+    const __float128 product = map.scale * x, shift = map.add ? map.shift : 0;
+    *size = keep ? (product < 0 ? -product : product) + (shift < 0 ? -shift : shift) : 0;
+    return keep ? product + shift : map.dropped;
+}

@@ -18,6 +18,8 @@ int oracle_dropout_keep(double p, uint64_t seed, uint64_t offset, uint64_t u);
 /* The bits that element x (the bits of x's dtype, in the low bits) becomes. */
 uint64_t oracle_dropout_value(const wf_dropout *what, int backward, int keep, uint64_t x);
 int oracle_is_nan(wf_dtype dtype, uint64_t bits);
+/* The same map of a real number, not rounded but for its constants; *size: of its terms. */
+__float128 oracle_dropout_real(const wf_dropout *what, int backward, int keep, __float128 x, __float128 *size);
 
 /* 16-bit floats: bits to value, and a float rounded to the nearest, ties to even. dtype is WF_F16 or WF_BF16. */
 double oracle_widen(wf_dtype dtype, uint16_t bits);

@@ -4,6 +4,7 @@
 #include <fenv.h>
 #include <inttypes.h>
 #include <math.h>
+#include <quadmath.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +12,10 @@
 #include <immintrin.h>
 #endif
 
+#include "data.h"
 #include "device.h"
 #include "guard.h"
+#include "oracle_activation.h"
 #include "oracle_dropout.h"
 #include "pool.h"
 
@@ -109,6 +112,84 @@ static int compare(const wf_dropout *what, int backward, const uint8_t *keep, co
     return 0;
 }
 
+/* What is around the dropout of one element, as the arithmetic has it. */
+typedef struct Inner {
+    wf_dtype x, real; /* x's dtype, and the one that its arithmetic is of */
+    wf_activation activation;
+    double slope;
+    Quad z, other; /* x + bias, which is rounded; the residual, or dy */
+} Inner;
+
+/* Is `got` what the formulas give, within the header's bars? Where a term leaves the range, anything may come of it. */
+static int is_right(const wf_dropout *what, const Inner *in, int backward, int keep, Quad got)
+{
+    const Quad u = in->real == WF_F64 ? 0x1p-53Q : 0x1p-24Q, least = in->real == WF_F64 ? 0x1p-1074Q : 0x1p-149Q;
+    const Quad most = in->real == WF_F64 ? 0x1p1023Q : 0x1p127Q;
+    Quad       want, bar, size;
+    if (backward) {
+        const Quad slope = oracle_activation_derivative(in->activation, in->slope, in->z, &size);
+        Quad       dy_size;
+        if (!keep)
+            return got == 0 && !signbitq(got);
+        const Quad dy = oracle_dropout_real(what, 1, keep, in->other, &dy_size);
+        want = in->activation ? dy * slope : dy;
+        bar = (8 * u * size + 2 * least) * dy_size + 2 * least;
+        size = dy_size * (1 + size);
+    } else {
+        const Quad value = oracle_activation(in->activation, in->slope, in->z);
+        const Quad kept = oracle_dropout_real(what, 0, keep, value, &size);
+        want = in->other + kept;
+        bar = 6 * u * size + 4 * least * (1 + (keep ? 1 / (1 - (Quad)what->p) : 0)) + u * fabsq(want);
+    }
+    if (isnanq(want))
+        return isnanq(got) || fabsq(size) >= most || (backward && isnanq(in->z) && in->activation <= WF_LEAKY_RELU);
+    if (isinfq(want))
+        return got == want || isnanq(got);
+    if (size >= most || fabsq(in->z) >= most || fabsq(want) >= most)
+        return 1;
+    bar += ulp_at(in->x, (double)(fabsq(want) + bar)) / 2;
+    if (isinfq(got)) /* beyond the largest of x's dtype */
+        return in->x == WF_F16 && fabsq(want) + bar >= 65520;
+    return fabsq(got - want) <= bar;
+}
+
+static Quad number(wf_dtype dtype, const void *data, int64_t i) { return data ? dtype_load(dtype, data, i) : 0; }
+
+/* x: of a backward pass dy; other: its forward x, or the residual. */
+static int compare_fused(const Case *c, const wf_dropout *what, const uint8_t *keep, const void *x, const void *bias,
+                         const void *other, const void *y, char *message, size_t message_size)
+{
+    const int backward = c->op == DROPOUT_BACKWARD;
+    for (int64_t i = 0; i < what->n * what->c * what->hw; i++) {
+        const int64_t channel = what->layout == WF_NCHW ? i / what->hw % what->c : i % what->c;
+        const Quad    outer = number(c->x, backward ? other : x, i), add = number(c->w, bias, channel);
+        Inner in = {c->x, c->x == WF_F64 ? WF_F64 : WF_F32, (wf_activation)c->activation, c->slope, outer,
+                    number(c->x, backward ? x : other, i)};
+        if (bias)
+            in.z = c->x == WF_F64 ? (double)outer + (double)add : (float)((double)outer + (double)add);
+        const Quad got = number(c->x, y, i);
+        if (is_right(what, &in, backward, keep[oracle_dropout_unit(what, i)], got))
+            continue;
+        snprintf(message, message_size, "y[%" PRId64 "] = %.9g of x + bias = %.9g, %s %.9g, unit %s", i, (double)got,
+                 (double)in.z, backward ? "dy" : "residual", (double)in.other,
+                 keep[oracle_dropout_unit(what, i)] ? "kept" : "dropped");
+        return 1;
+    }
+    return 0;
+}
+
+/* Of the bits of y, all NaNs alike. */
+static uint64_t hash_of(wf_dtype dtype, const void *y, int64_t count, size_t size)
+{
+    uint64_t hash = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint64_t bits = load(y, i, size);
+        hash = (hash ^ (oracle_is_nan(dtype, bits) ? 1 : bits)) * UINT64_C(0x9e3779b97f4a7c15);
+        hash ^= hash >> 29;
+    }
+    return hash;
+}
+
 /* before: the mask of a backward pass, which must stay as it was. */
 static int compare_mask(const uint8_t *before, const uint8_t *keep, int64_t units, const uint8_t *mask, char *message,
                         size_t message_size)
@@ -131,7 +212,7 @@ typedef struct Memory {
     size_t size;
     void *at;
 } Memory;
-enum { X, Y, MASK, POINTED, WORKSPACE, MEMORIES };
+enum { X, Y, MASK, POINTED, WORKSPACE, BIAS, OTHER, MEMORIES };
 
 static Memory memory_new(size_t size, size_t misalign)
 {
@@ -155,12 +236,27 @@ static int take_back(Memory memory[MEMORIES], wf_backend backend)
     return intact;
 }
 
+uint64_t run_dropout_hash;
+
+static void *copy_of(const Memory *m)
+{
+    return m->host ? memcpy(malloc(m->size + 1), m->host, m->size) : NULL;
+}
+
+static int is_as_before(const Memory *m, const void *copy)
+{
+    return !m->host || memcmp(m->host, copy, m->size) == 0;
+}
+
 int run_dropout(const Case *c, char *message, size_t message_size)
 {
     const int backward = c->op == DROPOUT_BACKWARD, given = backward && c->flags & WF_GIVEN_MASK;
     const size_t size = c->x == WF_F64 ? 8 : c->x == WF_F32 ? 4 : 2, shift = (size_t)c->misalign * size % 64;
     const wf_dropout what = {.size = sizeof what, .x_dtype = c->x, .kind = (wf_dropout_kind)c->kind, .layout = c->layout,
-                             .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p};
+                             .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .p = c->p, .w_dtype = c->w,
+                             .activation = (wf_activation)c->activation, .slope = c->slope};
+    const int has_other = backward ? c->activation != WF_ACTIVATION_NONE : (c->add & ADD_RESIDUAL) != 0;
+    const int place = c->inplace & 2 && has_other ? OTHER : c->inplace & 1 ? X : Y;
     const int64_t count = what.n * what.c * what.hw, units = oracle_dropout_units(&what);
     const size_t x_size = (size_t)count * size, mask_size = (size_t)(units + 7) / 8;
     const size_t workspace_size =
@@ -169,20 +265,28 @@ int run_dropout(const Case *c, char *message, size_t message_size)
     Memory m[MEMORIES] = {[X] = memory_new(x_size, shift),
                           [POINTED] = memory_new(2 * sizeof(uint64_t), 0),
                           [WORKSPACE] = memory_new(workspace_size, 1)};
-    if (!c->inplace)
+    if (place == Y)
         m[Y] = memory_new(x_size, (size_t)(c->misalign ^ c->misalign / 4) * size % 64);
     if (!(c->null & NULL_MASK))
         m[MASK] = memory_new(mask_size, (size_t)c->misalign);
-    char *const x = m[X].host, *const y = c->inplace ? x : m[Y].host;
+    if (c->add & ADD_BIAS)
+        m[BIAS] = memory_new((size_t)c->c * dtype_size(c->w), (size_t)c->misalign * dtype_size(c->w) % 64);
+    if (has_other)
+        m[OTHER] = memory_new(x_size, (size_t)(c->misalign * 3) * size % 64);
+    char *const x = m[X].host, *const y = m[place].host;
     uint64_t *const pointed = m[POINTED].host;
-    void *before = malloc(x_size + 1);
     uint8_t *keep = malloc((size_t)units + 1), *mask_before = malloc(mask_size + 1);
     uint64_t state = c->seed ^ (uint64_t)count;
     for (int64_t i = 0; i < count; i++) {
         const uint64_t bits = element(c->x, &state);
         memcpy(x + (size_t)i * size, &bits, size);
     }
-    memcpy(before, x, x_size);
+    for (int64_t i = 0; m[OTHER].host && i < count; i++) {
+        const uint64_t bits = element(c->x, &state);
+        memcpy((char *)m[OTHER].host + (size_t)i * size, &bits, size);
+    }
+    for (int64_t i = 0; m[BIAS].host && i < c->c; i++)
+        dtype_store(c->w, m[BIAS].host, i, ldexpq((Quad)(next_random(&state) >> 11), -52) - 0.5Q);
     for (size_t i = 0; m[MASK].host && i < mask_size; i++) /* given, or to be written, or ignored */
         ((uint8_t *)m[MASK].host)[i] = mask_before[i] = (uint8_t)(next_random(&state) >> 56);
     for (int64_t u = 0; u < units; u++)
@@ -191,9 +295,11 @@ int run_dropout(const Case *c, char *message, size_t message_size)
     const uint64_t seed = c->seed, added = c->offset ^ UINT64_C(0xfedcba9876543210);
     pointed[0] = seed, pointed[1] = added;
 
+    void *const before = copy_of(&m[X]), *const bias = copy_of(&m[BIAS]), *const other = copy_of(&m[OTHER]);
     give(m, c->backend);
-    wf_dropout_args with = {.size = sizeof with, .x = m[X].at, .y = m[c->inplace ? X : Y].at, .mask = m[MASK].at,
-                            .seed = c->seed, .offset = c->offset};
+    wf_dropout_args with = {.size = sizeof with, .x = m[X].at, .y = m[place].at, .mask = m[MASK].at,
+                            .seed = c->seed, .offset = c->offset, .bias = m[BIAS].at};
+    *(backward ? &with.x_in : &with.residual) = m[OTHER].at;
     if (c->seed & 1)
         with.seed_ptr = (uint64_t *)m[POINTED].at, with.seed = ~seed;
     if (c->offset & 2)
@@ -224,18 +330,26 @@ int run_dropout(const Case *c, char *message, size_t message_size)
         snprintf(message, message_size, "bytes around a buffer were written");
     else if (pointed[0] != seed || pointed[1] != added)
         snprintf(message, message_size, "the pointed-to seed or offset was written");
-    else if (!c->inplace && memcmp(x, before, x_size))
-        snprintf(message, message_size, "x was written");
+    else if ((place != X && !is_as_before(&m[X], before)) || (place != OTHER && !is_as_before(&m[OTHER], other)) ||
+             !is_as_before(&m[BIAS], bias))
+        snprintf(message, message_size, "an input was written");
+    else if (case_fuses(c))
+        bad = compare_fused(c, &what, keep, before, bias, other, y, message, message_size) ||
+              (m[MASK].host &&
+               compare_mask(backward ? mask_before : NULL, keep, units, m[MASK].host, message, message_size));
     else
         bad = compare(&what, backward, keep, before, y, size, message, message_size) ||
               (m[MASK].host &&
                compare_mask(backward ? mask_before : NULL, keep, units, m[MASK].host, message, message_size));
 
+    run_dropout_hash = hash_of(c->x, y, count, size);
     if (p)
         pool_free(p);
     for (int i = 0; i < MEMORIES; i++)
         guard_free(m[i].host);
     free(before);
+    free(bias);
+    free(other);
     free(keep);
     free(mask_before);
     return bad;

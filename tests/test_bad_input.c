@@ -52,7 +52,7 @@ START_TEST(enumerators)
     static const struct {
         FieldKind kind;
         int known;
-    } enums[] = {{FIELD_X_DTYPE, 4}, {FIELD_W_DTYPE, 4}, {FIELD_LAYOUT, 2}, {FIELD_DROPOUT_KIND, 2}};
+    } enums[] = {{FIELD_X_DTYPE, 4}, {FIELD_W_DTYPE, 4}, {FIELD_LAYOUT, 2}, {FIELD_DROPOUT_KIND, 2}, {FIELD_ACTIVATION, 6}};
     const Operation *op = &operations[_i];
     for (int e = 0; e < COUNT(enums); e++)
         for (const Field *f = op->field; f < op->field + MAX_FIELDS && f->name; f++)

@@ -1,7 +1,8 @@
 /* activation.h - ReLU, leaky ReLU, SiLU and GELU, and their derivatives.
  *
  * Of correctly rounded operations alone (+ - * / and bits): no libm, no table, no branch, no fused product. So a loop
- * over them vectorizes, and C, CUDA and every ISA give the same bits. NaN stays NaN; at Inf a function has its limit.
+ * over them vectorizes, and C, CUDA and every ISA give the same bits. NaN stays NaN, but in the
+ * slopes of ReLU; at Inf a function has its limit.
  * Errors, in units of u = 2^-24 (2^-53 in double), tails included: 4 u of the result, GELU's 5; of a derivative, S + x S'
  * where the function is x S, 5 u (|S| + |x S'|), for one part may cancel the other (6 in GELU by tanh); two units in the
  * last place where a result is below the normal range.

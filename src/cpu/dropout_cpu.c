@@ -1,10 +1,12 @@
-/* Dropout on the CPU: y = keep(u) ? x * scale [+ shift] : dropped, with keep(u) from Philox or a given mask. */
+/* Dropout on the CPU: y = keep(u) ? x * scale [+ shift] : dropped, with keep(u) from Philox or a given mask. What is fused
+ * with it is done to tiles in the cache: see struct dropout. */
+#include "common/activation.h"
 #include "keep.h"
 
 struct dropout_run {
     const struct dropout *p;
     struct keep           keep;
-    real                  scale, shift, dropped;
+    real                  scale, shift, dropped, slope;
     bool                  stream;
 };
 
@@ -105,10 +107,103 @@ INLINE void drop_values(wf_dtype dtype, const struct dropout_run *r, const struc
     drop_ends(dtype, r, d, end, n);
 }
 
+/* ---- fused ------------------------------------------------------------------------------------------------------ */
+
+/* z = x + bias, n elements from `at`. */
+static void add_bias(const struct dropout *p, int64_t at, int64_t n, const real *x, real *z)
+{
+    const bool last = p->layout == WF_NHWC || p->hw == 1;
+    for (int64_t i = 0, run; i < n; i += run) {
+        real          buffer[TILE];
+        const int64_t line = last ? 0 : (at + i) / p->hw, place = last ? (at + i) % p->c : (at + i) % p->hw;
+        const real   *bias = load(p->bias, p->w_dtype, last ? place : line % p->c, last ? min64(p->c - place, n - i) : 1, buffer);
+        run = min64((last ? p->c : p->hw) - place, n - i);
+        if (last) {
+            SIMD
+            for (int64_t j = 0; j < run; j++)
+                z[i + j] = x[i + j] + bias[j];
+        } else {
+            SIMD
+            for (int64_t j = 0; j < run; j++)
+                z[i + j] = x[i + j] + bias[0];
+        }
+    }
+}
+
+INLINE void activate(int kind, bool derivative, real slope, int64_t n, const real *x, real *z)
+{
+    SIMD
+    for (int64_t i = 0; i < n; i++)
+        z[i] = derivative ? activation_derivative(kind, slope, x[i]) : activation_value(kind, slope, x[i]);
+}
+
+INLINE void activate_tile(bool derivative, wf_activation kind, real slope, int64_t n, const real *x, real *z)
+{
+    switch (kind) {
+    case WF_RELU:
+        return activate(ACTIVATION_RELU, derivative, slope, n, x, z);
+    case WF_LEAKY_RELU:
+        return activate(ACTIVATION_LEAKY_RELU, derivative, slope, n, x, z);
+    case WF_SILU:
+        return activate(ACTIVATION_SILU, derivative, slope, n, x, z);
+    case WF_GELU:
+        return activate(ACTIVATION_GELU, derivative, slope, n, x, z);
+    case WF_GELU_TANH:
+        return activate(ACTIVATION_GELU_TANH, derivative, slope, n, x, z);
+    default:
+        return activate(ACTIVATION_NONE, derivative, slope, n, x, z);
+    }
+}
+
+/* What comes before the dropout, or is to be multiplied with its gradient. */
+static const real *inner_tile(const struct dropout_run *r, int64_t at, int64_t n, real *buffer, real *z)
+{
+    const struct dropout *p = r->p;
+    const real           *x = load(p->backward ? p->x_in : p->x, p->x_dtype, at, n, buffer);
+    if (p->bias) {
+        add_bias(p, at, n, x, z);
+        x = z;
+    }
+    if (!p->activation)
+        return x;
+    if (p->backward)
+        activate_tile(true, p->activation, r->slope, n, x, z);
+    else
+        activate_tile(false, p->activation, r->slope, n, x, z);
+    return z;
+}
+
+static void fuse_tile(const struct dropout_run *r, int64_t at, int64_t n, const uint8_t *units, int64_t skip)
+{
+    const struct dropout *p = r->p;
+    real                  buffer[TILE], z[TILE], other_buffer[TILE], out[TILE];
+    const real           *inner = inner_tile(r, at, n, buffer, z), *x = inner, *other = NULL;
+    if (p->backward)
+        x = load(p->x, p->x_dtype, at, n, other_buffer);
+    else if (p->residual)
+        other = load(p->residual, p->x_dtype, at, n, other_buffer);
+    for (int64_t i = 0; i < n; i += PAIR) {
+        const int64_t     part = min64(n - i, PAIR);
+        const struct pair from = tile_pair(x, i, part);
+        struct pair       d = {scaled(r, from.a), scaled(r, from.b)};
+        if (p->backward)
+            d = pair_product(d, tile_pair(inner, i, part));
+        d = keep_pair(REAL_DTYPE, d, units, skip + i, vector_fill(r->dropped));
+        if (other)
+            d = pair_sum(tile_pair(other, i, part), d);
+        pair_store_part(REAL_DTYPE, (char *)(out + i), part, d);
+    }
+    put(p->y, p->x_dtype, at, out, n, r->stream);
+}
+
 /* n <= TILE elements from `at`, whose units' bits begin at bit `skip`. */
 static void drop_tile(const struct dropout_run *r, int64_t at, int64_t n, const uint8_t *units, int64_t skip,
                       uint8_t *next)
 {
+    if (r->p->fused) {
+        fuse_tile(r, at, n, units, skip);
+        return;
+    }
     const struct drop d = {.x = at_element(r->p->x, r->p->x_dtype, at),
                            .y = at_element(r->p->y, r->p->x_dtype, at),
                            .units = units,
@@ -123,7 +218,7 @@ static void drop_elements(void *arg, int64_t begin, int64_t end)
 {
     const struct dropout_run *r = arg;
     const int64_t             total = r->p->n * r->p->c * r->p->hw;
-    const bool                ahead = AHEAD && r->p->threshold != 0 && !r->p->given;
+    const bool                ahead = AHEAD && drawn(&r->keep) && !r->p->given && !r->p->fused;
     uint8_t                   units[2][UNITS_SIZE]; /* this tile's and the next one's */
     for (int64_t tile = begin; tile < end; tile++) {
         const int64_t  at = tile * TILE, n = min64(TILE, total - at);
@@ -199,6 +294,7 @@ static void dropout(const struct dropout *p, const struct cpu_run *run)
                             .scale = (real)p->scale,
                             .shift = (real)p->shift,
                             .dropped = (real)p->dropped,
+                            .slope = (real)p->slope,
                             .stream = run->stream};
     const int64_t units = p->n * p->c, total = units * p->hw;
     const int64_t tile_grain = CPU_GRAIN_BYTES / (TILE * (int64_t)sizeof(real));

@@ -142,13 +142,19 @@ INLINE void philox_end(const struct philox *s, const struct keep *k, uint8_t *un
     }
 }
 
+/* Else all units are kept, or none, and no word is looked at. */
+static bool drawn(const struct keep *k)
+{
+    return k->threshold > 0 && k->threshold <= UINT32_MAX;
+}
+
 /* Bits of n <= TILE units from `first`, and of those before it from a multiple of STEP. Returns which bit is its. */
 static int64_t decide(const struct keep *k, int64_t first, int64_t n, uint8_t *units)
 {
     const int64_t skip = first % STEP;
-    if (k->threshold == 0)
-        memset(units, 0, UNITS_SIZE);
-    for (int64_t i = 0; i < skip + n && k->threshold; i += STEP) {
+    if (!drawn(k))
+        memset(units, k->threshold ? 0xff : 0, UNITS_SIZE);
+    for (int64_t i = 0; i < skip + n && drawn(k); i += STEP) {
         struct philox s;
         philox_begin(&s, k, (uint64_t)(first - skip + i) / PHILOX_WORDS);
         for (int round = 2; round < ROUNDS; round++)

@@ -163,6 +163,21 @@ INLINE void store_run(wf_dtype dtype, char *to, const real *from, int64_t n, boo
     store_values(dtype, to + end * size_of(dtype), from + end, n - end);
 }
 
+/* n values of a tile, which may be where they belong. */
+static void put(void *data, wf_dtype dtype, int64_t index, const real *from, int64_t n, bool stream)
+{
+    char *to = at_element(data, dtype, index);
+    if (is_real(dtype) && !stream)
+        memmove(to, from, (size_t)n * sizeof(real));
+    else
+        FOR_DTYPE(dtype, store_run, to, from, n, stream);
+}
+
+INLINE struct pair tile_pair(const real *tile, int64_t i, int64_t n)
+{
+    return pair_load_part(REAL_DTYPE, REAL_DTYPE, (const char *)(tile + i), n);
+}
+
 static inline void store(void *data, wf_dtype dtype, int64_t index, const real *from, int64_t n, bool stream)
 {
     if (!is_real(dtype) || stream) /* else it is there already */

@@ -6,7 +6,9 @@
  * which thread has which elements. Or it is bit u of a mask that is given. At 16 bits the integer pipes are the next limit
  * behind memory: of the 320 instructions for 16 elements (sm_90), 76 are Philox's products and 80 its exclusive ors; the round
  * keys take none, for the seed is made uniform. */
+#include "activations.cuh"
 #include "decisions.cuh"
+#include "parameter.cuh"
 #include "prim/divisor.cuh"
 
 namespace
@@ -17,7 +19,8 @@ enum {
     VECTORS = 2, /* that a thread loads before it needs one */
     ELEMENTS_BLOCKS = dev::THREADS_MOST / THREADS, /* on a multiprocessor: 8 of them leave a thread 32 registers; */
     MASK_BLOCKS = 6,                               /* 40 where there is a mask, */
-    FEATURES_BLOCKS = 4,                           /* and 64 for features */
+    FEATURES_BLOCKS = 4,                           /* and 64 for features, and what is fused, */
+    FUSED_F64_BLOCKS = 3,                          /* but in double: 80 */
     MASK_UNITS = 8,                                /* bits of a byte of the mask */
 };
 
@@ -210,6 +213,97 @@ template <class T> __global__ void __launch_bounds__(THREADS, FEATURES_BLOCKS) d
     drop_features<T, true>(p);
 }
 
+/* ---- fused ------------------------------------------------------------------------------------------------------- */
+
+enum class Units { ELEMENTS, FEATURES_FIRST, FEATURES_LAST };
+
+template <class T> struct Fused : Dropout<T> {
+    dev::global<const T> other; /* forward the residual, backward the x that was activated; absent: 0 */
+    Parameter<T>         bias;
+    int                  activation;
+    bool                 backward, residual, other_wide, bias_wide, channels_last, drawn;
+    real_of<T>           slope;
+    int64_t              run; /* consecutive elements that have a channel each, or (channels first) the same */
+    Divisor              by_run, by_channels;
+};
+
+/* z += bias, of the elements from `at`. */
+template <class T> WF_ON_DEVICE void add_bias(const Fused<T> &p, int64_t at, int valid, real_of<T> (&z)[vec_of<T>])
+{
+    constexpr int V = vec_of<T>;
+    int64_t       run = p.by_run.quotient(at), place = at - run * p.run;
+    real_of<T>    bias[V];
+    if (p.channels_last && place + V <= p.run) {
+        load_reals(p.bias, place, valid, p.bias_wide, bias);
+    } else {
+        for (int j = 0; j < V; j++) {
+            const int64_t channel = p.channels_last ? place : p.by_channels.remainder(run);
+            bias[j] = j < valid ? p.bias.load(channel, 0) : real_of<T>(0);
+            if (++place == p.run)
+                run++, place = 0;
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        z[j] += bias[j];
+}
+
+template <class T, Units UNITS>
+WF_ON_DEVICE unsigned keep_bits(const Fused<T> &p, const Random &random, int64_t at, int valid)
+{
+    constexpr int V = vec_of<T>;
+    if (!p.drawn)
+        return ~0u;
+    if constexpr (UNITS != Units::ELEMENTS)
+        return decide_features<T, UNITS == Units::FEATURES_LAST>(p, random, at, valid);
+    if (p.given)
+        return valid > 0 ? (unsigned)dev::load(p.mask, at / MASK_UNITS) >> at % MASK_UNITS : 0;
+    bool     keep[V];
+    unsigned bits = 0;
+    decide(p.decision, random, at, keep);
+#pragma unroll
+    for (int j = 0; j < V; j++)
+        bits |= (unsigned)keep[j] << j;
+    return bits;
+}
+
+template <class T, Units UNITS>
+__global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? FUSED_F64_BLOCKS : FEATURES_BLOCKS) dropout__fused(Fused<T> p)
+{
+    using R = real_of<T>;
+    constexpr int V = vec_of<T>;
+    const Random  random(p.decision);
+    const auto    fetch = [&](int64_t at, int valid) {
+        return load_packed<true, V>(p.other, at, p.other ? valid : 0, p.other_wide);
+    };
+    sweep(p, fetch, [&](int64_t at, int valid, const auto &packed, const auto &more) {
+        R x[V], other[V], inner[V], y[V];
+        unpack(packed, x);
+        unpack(more, other);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            inner[j] = p.backward ? other[j] : x[j];
+        if (p.bias)
+            add_bias(p, at, valid, inner);
+        activate(p.activation, p.backward, p.slope, inner);
+        const unsigned bits = keep_bits<T, UNITS>(p, random, at, valid);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            const R scaled = (p.backward ? x[j] : inner[j]) * p.scale + p.shift;
+            const R d = bits >> j & 1 ? p.backward ? scaled * inner[j] : scaled : p.dropped;
+            y[j] = p.residual ? other[j] + d : d;
+        }
+        store_reals<true>(p.y, at, valid, p.wide, y);
+        if (UNITS == Units::ELEMENTS && p.mask && !p.given) {
+            bool keep[V];
+#pragma unroll
+            for (int j = 0; j < V; j++)
+                keep[j] = bits >> j & 1;
+            write_mask(p.mask, at, valid, keep);
+        }
+    });
+}
+
 struct Mask {
     dev::global<uint8_t> mask;
     int64_t              units;
@@ -244,10 +338,29 @@ template <class F> void with_params(const Problem &p, F f)
         q.scale = (R)p.scale, q.shift = p.shifted ? (R)p.shift : (R)-0.0, q.dropped = (R)p.dropped;
         q.wide = row_is_wide<vec_of<T>>(q.x, 1, 0) && row_is_wide<vec_of<T>>(q.y, 1, 0);
         q.mask = buffer<uint8_t>(p.mask), q.given = p.given;
+        q.line_size = p.layout == WF_NCHW ? p.hw : p.c;
+        q.by_line = Divisor(q.line_size);
+        q.by_sample = Divisor(p.hw);
         q.decision = decision_of(p);
         if (q.count > 0)
             f(q, dim3(grid_for(ceil_div(q.count, Dropout<T>::TILE))));
     });
+}
+
+template <class T> Fused<T> fused(const Problem &p, const Dropout<T> &plain)
+{
+    Fused<T> q;
+    static_cast<Dropout<T> &>(q) = plain;
+    q.residual = p.residual != nullptr;
+    q.other = buffer<const T>(p.backward ? p.x_in : p.residual);
+    q.bias = parameter<T>(p.bias, p.w_dtype);
+    q.activation = p.activation, q.backward = p.backward, q.slope = (real_of<T>)p.slope;
+    q.other_wide = row_is_wide<vec_of<T>>(q.other, 1, 0), q.bias_wide = row_is_wide<vec_of<T>>(q.bias, 2, p.c);
+    q.channels_last = p.layout == WF_NHWC || p.hw == 1;
+    q.drawn = p.given || p.threshold <= UINT32_MAX;
+    q.run = q.channels_last ? p.c : p.hw;
+    q.by_run = Divisor(q.run), q.by_channels = Divisor(p.c);
+    return q;
 }
 
 size_t no_workspace(const Problem &) { return 0; }
@@ -262,6 +375,10 @@ void elements_launch(const Problem &p, Run &run)
 {
     with_params(p, [&](auto q, dim3 grid) {
         using T = typename decltype(q)::X;
+        if (p.fused || run.load_only)
+            start(run, {grid, dim3(THREADS)}, dropout__fused<T, Units::ELEMENTS>, fused(p, q));
+        if (p.fused)
+            return;
         if (p.given || run.load_only)
             start(run, {grid, dim3(THREADS)}, dropout__elements_of_mask<T>, q);
         if ((p.mask && !p.given) || run.load_only)
@@ -285,10 +402,12 @@ template <wf_layout LAYOUT> void features_launch(const Problem &p, Run &run)
     }
     with_params(p, [&](auto q, dim3 grid) {
         using T = typename decltype(q)::X;
-        q.line_size = LAYOUT == WF_NCHW ? p.hw : p.c;
-        q.by_line = Divisor(q.line_size);
-        q.by_sample = Divisor(p.hw);
-        start(run, {grid, dim3(THREADS)}, LAYOUT == WF_NCHW ? dropout__features_first<T> : dropout__features_last<T>, q);
+        constexpr bool  first = LAYOUT == WF_NCHW;
+        constexpr Units UNITS = first ? Units::FEATURES_FIRST : Units::FEATURES_LAST;
+        if (p.fused || run.load_only)
+            start(run, {grid, dim3(THREADS)}, dropout__fused<T, UNITS>, fused(p, q));
+        if (!p.fused || run.load_only)
+            start(run, {grid, dim3(THREADS)}, first ? dropout__features_first<T> : dropout__features_last<T>, q);
     });
 }
 

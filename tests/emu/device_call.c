@@ -24,6 +24,7 @@ static void set_fields(DeviceCall *d)
     const Case *c = &d->c;
     const struct { const char *name; int64_t value; } integers[] = {
         {"x_dtype", c->x}, {"w_dtype", c->w}, {"layout", c->layout}, {"kind", c->kind}, {"flags", c->flags},
+        {"activation", c->activation},
         {"rows", c->rows}, {"cols", c->cols}, {"x_stride", c->x_stride}, {"y_stride", c->y_stride},
         {"dx_stride", c->dx_stride}, {"dy_stride", c->dy_stride}, {"n", c->n}, {"c", c->c}, {"hw", c->hw},
         {"groups", c->groups}, {"residual_stride", c->residual_stride}, {"sum_stride", c->sum_stride},
@@ -31,7 +32,7 @@ static void set_fields(DeviceCall *d)
     };
     const struct { const char *name; double value; } reals[] = {
         {"eps", c->eps}, {"momentum", c->momentum}, {"weight_offset", c->weight_offset},
-        {"p", op_norm(c->op) == DROPOUT ? c->p : c->drop},
+        {"p", op_norm(c->op) == DROPOUT ? c->p : c->drop}, {"slope", c->slope},
     };
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
         if (api_field(d->api.op, integers[i].name))
@@ -51,10 +52,10 @@ static bool is_absent(const Case *c, const Buffer *b)
     };
     static const struct { const char *name; uint32_t add; } parts[] = {
         {"residual", ADD_RESIDUAL}, {"sum", ADD_SUM}, {"row_scale", ADD_ROW_SCALE}, {"col_scale", ADD_COL_SCALE},
-        {"dsum", ADD_DSUM}, {"dresidual", ADD_DRESIDUAL},
+        {"dsum", ADD_DSUM}, {"dresidual", ADD_DRESIDUAL}, {"bias", ADD_BIAS},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (strcmp(b->name, parts[i].name) == 0)
+        if (strcmp(b->name, parts[i].name) == 0 && op_norm(c->op) != FOLD)
             return !b->needed && !(c->add & parts[i].add);
     if (b->extent == EXTENT_WORD)
         return c->seed % 2 == 0;
@@ -69,7 +70,11 @@ static bool is_absent(const Case *c, const Buffer *b)
 static const Operation *operation_of(const Case *c)
 {
     const Operation *op = operations;
-    const char *const part = case_adds(c) ? "sum" : c->flags & WF_GIVEN_MASK ? "mask" : NULL; /* only the wanted one has it */
+    const bool        activated = op_is_backward(c->op) && c->activation;
+    const char *const part = case_adds(c)               ? "sum"
+                             : activated                  ? "x_in"
+                             : c->flags & WF_GIVEN_MASK ? "mask"
+                                                        : NULL; /* only the wanted one has it */
     while (strcmp(op->name, op_name(c->op)) || (part && !api_buffer(op, part)))
         op++;
     return op;
