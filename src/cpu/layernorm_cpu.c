@@ -8,15 +8,27 @@
 #include "addition.h"
 
 enum {
-    BATCH_ROWS = 16,       /* rows whose statistics are taken before the first of them is written, if they are */
-    BATCH_BYTES = 1 << 13, /* no more than this: so the divisions of one row run while the next is added         */
-    AHEAD_BYTES = 1 << 14, /* from what is normalized to what is fetched meanwhile                                */
-    STRIP_ROWS = 32,       /* rows that are added to the parameter gradients in sequence */
-    BLOCK_ROWS_MIN = 16,   /* rows that share a partial sum of them                      */
+    BATCH_ROWS = 16,         /* rows whose statistics are taken before the first of them is written, if they are */
+    BATCH_BYTES = 1 << 13,   /* no more than this: so the divisions of one row run while the next is added       */
+    BATCH_ROWS_MIN = 3,      /* for their statistics to be vectors                                               */
+    AHEAD_BYTES = 1 << 14,   /* from what is written to what is fetched meanwhile; where stores go through the   */
+    AHEAD_X_BYTES = 1 << 13, /* cache it is this far,                                                            */
+    AHEAD_Y_BYTES = 1 << 12, /* and so far to the lines that will be written                                     */
+    STRIP_ROWS = 32,         /* rows that are added to the parameter gradients in sequence */
+    BLOCK_ROWS_MIN = 16,     /* rows that share a partial sum of them                      */
     BLOCK_ROWS_MAX = 4 * STRIP_ROWS,
     PREPARED_COLUMNS = 4096, /* of parameters that are brought to x's order, on the stack */
     PREPARED_ROWS = 4,       /* for as many rows at least                                 */
 };
+
+/* How results are stored: what fits the second level of cache with what is read is expected there, so that nothing is fetched;
+ * what does not fit the last one goes past it. */
+enum stores { TO_CACHE, TO_FETCHED, PAST_CACHE };
+
+static enum stores stores_of(const struct cpu_run *run)
+{
+    return run->stream ? PAST_CACHE : run->bytes > CPU_FUSED_BYTES ? TO_FETCHED : TO_CACHE;
+}
 
 /* gamma or beta, at a row's first column; NULL: absent. dtype is PREPARED where `at` holds what prepare_parameter made. */
 struct parameter {
@@ -76,6 +88,12 @@ static struct parameter prepare_parameter(wf_dtype x_dtype, struct parameter p, 
         return p;
     FOR_DTYPE(x_dtype, prepare_typed, p, is_factor, cols, to);
     return (struct parameter){(const char *)to, 0, PREPARED};
+}
+
+/* So many bytes ahead, in whole rows `stride` bytes apart where they are not cut. */
+static int64_t rows_ahead(int64_t bytes, int64_t segments, int64_t stride)
+{
+    return segments > 1 ? bytes : ceil_div(bytes, stride + 1) * stride;
 }
 
 #include "layernorm_forward.h"

@@ -7,9 +7,9 @@ struct layernorm_forward_run {
     int64_t                         segments;
     struct moments                 *part;  /* [rows, segments]; rows of several segments only */
     struct stats               *stats; /* [rows]; likewise */
-    bool                            stream;
+    enum stores                     stores;
     int64_t                         batch; /* rows */
-    int64_t                         ahead; /* bytes */
+    int64_t                         x_ahead, y_ahead; /* bytes to what is fetched meanwhile */
 };
 
 /* Sums over values x of a row, with d = x - center. */
@@ -140,13 +140,96 @@ static struct stats finish_row(const struct layernorm_forward *p, int64_t row, s
     return stats;
 }
 
-/* Columns of a row; x and y are at the first one. */
-struct row_part {
-    const char      *x, *next; /* what will be read soon */
+/* Statistics of the rows of a batch, side by side: what is done once for a row is done for a vector of them. */
+struct batch_stats {
+    _Alignas(LINE) real mean[BATCH_ROWS], mean_lo[BATCH_ROWS], rstd[BATCH_ROWS];
+};
+
+/* Sums over each row about its guess; of rows that are not there, such that nothing follows from them. */
+struct batch_deviations {
+    _Alignas(LINE) real center[BATCH_ROWS], sum[BATCH_ROWS], squares[BATCH_ROWS];
+};
+
+INLINE void rows_deviations(wf_dtype dtype, const struct layernorm_forward *p, const char *x, int64_t rows,
+                            struct batch_deviations *d)
+{
+    const int64_t step = p->x_stride * size_of(dtype);
+    for (int64_t k = 0; k < rows; k++)
+        d->center[k] = p->centered ? guess_mean(dtype, x + k * step, p->cols) : 0;
+    for (int64_t k = 0; k < rows; k++) {
+        const struct deviations of = p->cols <= TILE ? leaf_deviations(dtype, dtype, x + k * step, p->cols, d->center[k])
+                                                     : tree_deviations(dtype, x + k * step, p->cols, d->center[k], 0);
+        d->sum[k] = p->centered ? of.sum : 0; /* then the mean will be 0, too */
+        d->squares[k] = of.squares;
+    }
+    for (int64_t k = rows; k < BATCH_ROWS; k++) {
+        d->center[k] = d->sum[k] = 0;
+        d->squares[k] = 1;
+    }
+}
+
+/* What row_moments and rstd_of make of rows whose guess was good. Returns whether all were; else again[k] is 1. */
+static bool plain_stats(const struct layernorm_forward *p, const struct batch_deviations *d, struct batch_stats *s,
+                        real again[BATCH_ROWS])
+{
+    const real n = (real)p->cols, eps = (real)p->eps;
+    real       m2[BATCH_ROWS], count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int k = 0; k < BATCH_ROWS; k++) {
+        const real lo = d->sum[k] / n, part = d->sum[k] * lo;
+        moments_shift(d->center[k], 0, lo, 1, &s->mean[k], &s->mean_lo[k]);
+        m2[k] = d->squares[k] - part;
+        again[k] = moments_in_range(d->squares[k]) && part <= d->squares[k] / 2 ? 0 : (real)1;
+        count += again[k];
+    }
+    SIMD
+    for (int k = 0; k < BATCH_ROWS; k++)
+        s->rstd[k] = (real)inverse_root((double)m2[k] / (double)p->cols + (double)eps);
+    return count == 0;
+}
+
+/* Few stores, since those of y wait in the same line. */
+INLINE void keep(void *to, int64_t first, int64_t rows, const real *from)
+{
+    if (to)
+        memcpy((real *)to + first, from, (size_t)rows * sizeof(real));
+}
+
+static void batch_stats(const struct layernorm_forward *p, int64_t first, int64_t rows, struct batch_stats *s)
+{
+    struct batch_deviations d;
+    real                    again[BATCH_ROWS];
+    FOR_DTYPE(p->x_dtype, rows_deviations, p, at_element(p->x, p->x_dtype, first * p->x_stride), rows, &d);
+    const bool plain = plain_stats(p, &d, s, again);
+    keep(p->mean, first, rows, s->mean);
+    keep(p->mean_lo, first, rows, s->mean_lo);
+    keep(p->rstd, first, rows, s->rstd);
+    for (int64_t k = 0; k < rows && !plain; k++)
+        if (again[k] > 0) {
+            const struct stats row = finish_row(p, first + k, row_moments(p, first + k, 0, p->cols));
+            s->mean[k] = row.mean;
+            s->mean_lo[k] = row.mean_lo;
+            s->rstd[k] = row.rstd;
+        }
+}
+
+/* Columns of some rows; x and y are at the first one of the first. */
+struct rows_part {
+    const char      *x;
     char            *y;
+    int64_t          x_step, y_step;   /* bytes to the next row */
+    int64_t          x_ahead, y_ahead; /* to what is fetched meanwhile */
     struct parameter gamma, beta;
-    int64_t          n;
-    struct stats     s;
+    int64_t          n, rows;
+    enum stores      stores;
+    const real      *mean, *mean_lo, *rstd; /* of each row */
+};
+
+/* One of them. */
+struct row_part {
+    const char  *x;
+    char        *y;
+    struct stats s;
 };
 
 INLINE vector normalized(vector x, vector factor, struct stats s)
@@ -154,70 +237,126 @@ INLINE vector normalized(vector x, vector factor, struct stats s)
     return ((x - s.mean) - s.mean_lo) * (factor * s.rstd);
 }
 
-/* n <= PAIR values of dtype from column i, x of the same or of the arithmetic type. */
-INLINE struct pair normalized_pair(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i,
-                                   int64_t n)
+/* n <= PAIR values from column i, with or without gamma and beta. */
+INLINE struct pair normalized_pair(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, bool gamma, bool beta,
+                                   const struct rows_part *p, const struct row_part *r, int64_t i, int64_t n)
 {
+    struct pair factor = {vector_fill(1), vector_fill(1)};
+    if (gamma)
+        factor = factor_pair(w_dtype, dtype, p->gamma, i, n);
     const struct pair x = pair_load_part(x_dtype, dtype, r->x + i * size_of(x_dtype), n);
-    const struct pair factor = factor_pair(w_dtype, dtype, r->gamma, i, n);
     const struct pair y = {normalized(x.a, factor.a, r->s), normalized(x.b, factor.b, r->s)};
-    return r->beta.at ? pair_sum(y, parameter_pair(w_dtype, dtype, r->beta, i, n)) : y;
+    return beta ? pair_sum(y, parameter_pair(w_dtype, dtype, p->beta, i, n)) : y;
 }
 
-INLINE void normalize_ends(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, int64_t i,
-                           int64_t end)
+/* Before and after whole pairs. */
+INLINE void normalize_ends(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct rows_part *p,
+                           const struct row_part *r, int64_t i, int64_t end)
 {
     for (; i < end; i += PAIR) {
-        const int64_t n = min64(end - i, PAIR);
-        pair_store_part(dtype, r->y + i * size_of(dtype), n, normalized_pair(dtype, x_dtype, w_dtype, r, i, n));
+        const int64_t     n = min64(end - i, PAIR);
+        const struct pair y = normalized_pair(dtype, x_dtype, w_dtype, p->gamma.at, p->beta.at, p, r, i, n);
+        pair_store_part(dtype, r->y + i * size_of(dtype), n, y);
     }
 }
 
-INLINE void normalize_typed(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct row_part *r, bool stream)
+INLINE void normalize_pairs(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, bool gamma, bool beta, enum stores stores,
+                            const struct rows_part *p, const struct row_part *r, int64_t i, int64_t end)
 {
     const int64_t size = size_of(dtype), x_size = size_of(x_dtype);
-    int64_t       i = 0, end = r->n / PAIR * PAIR;
-    if (stream) {
-        int64_t begin;
-        whole_lines(r->y, size, r->n, &begin, &end);
-        normalize_ends(dtype, x_dtype, w_dtype, r, 0, begin);
-        for (i = begin; i < end; i += PAIR) {
-            for (int64_t k = 0; k < PAIR * x_size; k += LINE)
-                __builtin_prefetch(r->next + i * x_size + k);
-            pair_stream(dtype, r->y + i * size, normalized_pair(dtype, x_dtype, w_dtype, r, i, PAIR));
-        }
-    } else {
-        for (; i < end; i += PAIR)
-            pair_store(dtype, r->y + i * size, normalized_pair(dtype, x_dtype, w_dtype, r, i, PAIR));
+    for (; i < end; i += PAIR) {
+        if (stores != TO_CACHE)
+            fetch_pair(x_dtype, r->x + i * x_size + p->x_ahead);
+        if (stores == TO_FETCHED)
+            fetch_pair(dtype, r->y + i * size + p->y_ahead);
+        const struct pair y = normalized_pair(dtype, x_dtype, w_dtype, gamma, beta, p, r, i, PAIR);
+        if (stores == PAST_CACHE)
+            pair_stream(dtype, r->y + i * size, y);
+        else
+            pair_store(dtype, r->y + i * size, y);
     }
-    normalize_ends(dtype, x_dtype, w_dtype, r, end, r->n);
 }
 
-INLINE void normalize_from(wf_dtype dtype, wf_dtype w_dtype, wf_dtype x_dtype, const struct row_part *r, bool stream)
+/* A loop for those that there are: what is asked for each pair costs. */
+INLINE void normalize_with(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, enum stores stores, const struct rows_part *p,
+                           const struct row_part *r, int64_t i, int64_t end)
 {
-    if (x_dtype == dtype)
-        normalize_typed(dtype, dtype, w_dtype, r, stream);
+    if (p->gamma.at && p->beta.at)
+        normalize_pairs(dtype, x_dtype, w_dtype, true, true, stores, p, r, i, end);
+    else if (p->gamma.at)
+        normalize_pairs(dtype, x_dtype, w_dtype, true, false, stores, p, r, i, end);
     else
-        normalize_typed(dtype, REAL_DTYPE, w_dtype, r, stream);
+        normalize_pairs(dtype, x_dtype, w_dtype, false, p->beta.at, stores, p, r, i, end);
 }
 
-INLINE void normalize_y(wf_dtype dtype, wf_dtype w_dtype, wf_dtype x_dtype, const struct row_part *r, bool stream)
+INLINE void normalize_row(wf_dtype dtype, wf_dtype x_dtype, wf_dtype w_dtype, const struct rows_part *p,
+                          const struct row_part *r)
 {
-    FOR_PARAMETERS(dtype, w_dtype, normalize_from, x_dtype, r, stream);
+    int64_t begin = 0, end = p->n / PAIR * PAIR;
+    if (p->stores == PAST_CACHE)
+        whole_lines(r->y, size_of(dtype), p->n, &begin, &end);
+    normalize_ends(dtype, x_dtype, w_dtype, p, r, 0, begin);
+    if (p->stores == PAST_CACHE)
+        normalize_with(dtype, x_dtype, w_dtype, PAST_CACHE, p, r, begin, end);
+    else if (p->stores == TO_FETCHED)
+        normalize_with(dtype, x_dtype, w_dtype, TO_FETCHED, p, r, begin, end);
+    else
+        normalize_with(dtype, x_dtype, w_dtype, TO_CACHE, p, r, begin, end);
+    normalize_ends(dtype, x_dtype, w_dtype, p, r, end, p->n);
 }
 
-/* w: gamma and beta, at column `begin`. */
-static void normalize_row(const struct layernorm_forward_run *r, int64_t row, int64_t begin, int64_t end,
-                          const struct parameter w[2], struct stats s)
+INLINE void normalize_from(wf_dtype dtype, wf_dtype w_dtype, wf_dtype x_dtype, const struct rows_part *p)
+{
+    for (int64_t k = 0; k < p->rows; k++) {
+        const struct row_part r = {p->x + k * p->x_step, p->y + k * p->y_step, {p->mean[k], p->mean_lo[k], p->rstd[k]}};
+        if (x_dtype == dtype)
+            normalize_row(dtype, dtype, w_dtype, p, &r);
+        else
+            normalize_row(dtype, REAL_DTYPE, w_dtype, p, &r);
+    }
+}
+
+INLINE void normalize_y(wf_dtype dtype, wf_dtype w_dtype, wf_dtype x_dtype, const struct rows_part *p)
+{
+    FOR_PARAMETERS(dtype, w_dtype, normalize_from, x_dtype, p);
+}
+
+/* Columns [begin, end) of rows from `first`. w: gamma and beta, at column `begin`. */
+INLINE void normalize_rows(const struct layernorm_forward_run *r, int64_t first, int64_t rows, int64_t begin, int64_t end,
+                           const struct parameter w[2], const real *mean, const real *mean_lo, const real *rstd)
 {
     const struct layernorm_forward *p = r->p;
-    const char                     *x = at_element(p->x, p->x_dtype, row * p->x_stride + begin);
-    struct row_part                 part = {.x = x, .next = x + r->ahead, .n = end - begin, .s = s};
-    part.y = at_element(p->y, r->given->x_dtype, row * p->y_stride + begin);
-    part.gamma = w[0];
-    part.beta = w[1];
+    const wf_dtype                  y_dtype = r->given->x_dtype;
+    const struct rows_part          part = {.x = at_element(p->x, p->x_dtype, first * p->x_stride + begin),
+                                            .y = at_element(p->y, y_dtype, first * p->y_stride + begin),
+                                            .x_step = p->x_stride * size_of(p->x_dtype),
+                                            .y_step = p->y_stride * size_of(y_dtype),
+                                            .x_ahead = r->x_ahead,
+                                            .y_ahead = r->y_ahead,
+                                            .gamma = w[0],
+                                            .beta = w[1],
+                                            .n = end - begin,
+                                            .rows = rows,
+                                            .stores = r->stores,
+                                            .mean = mean,
+                                            .mean_lo = mean_lo,
+                                            .rstd = rstd};
     const wf_dtype w_dtype = w[0].at ? w[0].dtype : w[1].dtype; /* both have it, where both are there */
-    FOR_DTYPE(r->given->x_dtype, normalize_y, w_dtype, p->x_dtype, &part, r->stream);
+    FOR_DTYPE(y_dtype, normalize_y, w_dtype, p->x_dtype, &part);
+}
+
+/* One row, or a part of it; all of the rows of a batch. Two functions, because a long row whose statistics do not come in
+ * registers waits for the stores before it. */
+__attribute__((noinline)) static void normalize_one(const struct layernorm_forward_run *r, int64_t row, int64_t begin,
+                                                    int64_t end, const struct parameter w[2], struct stats s)
+{
+    normalize_rows(r, row, 1, begin, end, w, &s.mean, &s.mean_lo, &s.rstd);
+}
+
+__attribute__((noinline)) static void normalize_batch(const struct layernorm_forward_run *r, int64_t first, int64_t rows,
+                                                      const struct parameter w[2], const struct batch_stats *s)
+{
+    normalize_rows(r, first, rows, 0, r->p->cols, w, s->mean, s->mean_lo, s->rstd);
 }
 
 static void parameters_at(const struct layernorm_forward *p, int64_t column, struct parameter w[2])
@@ -233,17 +372,22 @@ static void add_columns(const struct layernorm_forward_run *r, int64_t row, int6
         add_row(r->add, r->given->x, r->given->x_stride, (void *)(uintptr_t)r->p->x, r->p->x_stride, row, begin, end);
 }
 
-static void forward_rows(void *arg, int64_t begin, int64_t end)
+/* Apart, so that what it keeps on the stack costs long rows nothing. */
+__attribute__((noinline)) static void forward_batches(const struct layernorm_forward_run *r, int64_t begin, int64_t end,
+                                                      const struct parameter w[2])
 {
-    const struct layernorm_forward_run *r = arg;
-    const struct layernorm_forward     *p = r->p;
-    struct parameter                    w[2];
-    _Alignas(LINE) real                 factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
-    parameters_at(p, 0, w);
-    if (end - begin >= PREPARED_ROWS) {
-        w[0] = prepare_parameter(r->given->x_dtype, w[0], true, p->cols, factors);
-        w[1] = prepare_parameter(r->given->x_dtype, w[1], false, p->cols, addends);
+    for (int64_t first = begin; first < end; first += r->batch) {
+        struct batch_stats s;
+        const int64_t      rows = min64(r->batch, end - first);
+        batch_stats(r->p, first, rows, &s);
+        normalize_batch(r, first, rows, w, &s);
     }
+}
+
+/* Rows of which a batch has few, and sums. */
+static void forward_singly(const struct layernorm_forward_run *r, int64_t begin, int64_t end, const struct parameter w[2])
+{
+    const struct layernorm_forward *p = r->p;
     for (int64_t first = begin; first < end; first += r->batch) {
         struct stats  stats[BATCH_ROWS];
         const int64_t rows = min64(r->batch, end - first);
@@ -252,9 +396,26 @@ static void forward_rows(void *arg, int64_t begin, int64_t end)
             stats[k] = finish_row(p, first + k, p->cols ? row_moments(p, first + k, 0, p->cols) : (struct moments){0});
         }
         for (int64_t k = 0; k < rows && p->cols; k++) /* x may be NULL where there is none */
-            normalize_row(r, first + k, 0, p->cols, w, stats[k]);
+            normalize_one(r, first + k, 0, p->cols, w, stats[k]);
     }
-    stream_fence(r->stream);
+}
+
+static void forward_rows(void *arg, int64_t begin, int64_t end)
+{
+    const struct layernorm_forward_run *r = arg;
+    const int64_t                       cols = r->p->cols;
+    struct parameter                    w[2];
+    _Alignas(LINE) real                 factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
+    parameters_at(r->p, 0, w);
+    if (end - begin >= PREPARED_ROWS) {
+        w[0] = prepare_parameter(r->given->x_dtype, w[0], true, cols, factors);
+        w[1] = prepare_parameter(r->given->x_dtype, w[1], false, cols, addends);
+    }
+    if (cols > 0 && min64(r->batch, end - begin) >= BATCH_ROWS_MIN && !r->add)
+        forward_batches(r, begin, end, w);
+    else
+        forward_singly(r, begin, end, w);
+    stream_fence(r->stores == PAST_CACHE);
 }
 
 static void forward_reduce(const void *arg, int64_t row, int64_t segment)
@@ -278,8 +439,8 @@ static void forward_apply(const void *arg, int64_t row, int64_t segment)
     const int64_t                       begin = segment * SEGMENT, end = min64(begin + SEGMENT, r->p->cols);
     struct parameter                    w[2];
     parameters_at(r->p, begin, w);
-    normalize_row(r, row, begin, end, w, r->stats[row]);
-    stream_fence(r->stream);
+    normalize_one(r, row, begin, end, w, r->stats[row]);
+    stream_fence(r->stores == PAST_CACHE);
 }
 
 static size_t layernorm_forward_plan(const struct layernorm_forward *p, void *workspace, struct layernorm_forward_run *r)
@@ -319,11 +480,11 @@ static void layernorm_forward(const struct layernorm_forward *given, const struc
     }
     r.given = given;
     layernorm_forward_plan(p, run->workspace, &r);
-    r.stream = run->stream;
+    r.stores = stores_of(run);
     const int64_t row_bytes = (p->cols + 1) * size_of(p->x_dtype);
-    const int64_t stride = (p->x_stride + 1) * size_of(p->x_dtype);
     r.batch = row_bytes >= BATCH_BYTES ? 1 : min64(BATCH_BYTES / row_bytes, BATCH_ROWS);
-    r.ahead = r.segments > 1 ? AHEAD_BYTES : ceil_div(AHEAD_BYTES, stride) * p->x_stride * size_of(p->x_dtype);
+    r.x_ahead = rows_ahead(run->stream ? AHEAD_BYTES : AHEAD_X_BYTES, r.segments, p->x_stride * size_of(p->x_dtype));
+    r.y_ahead = rows_ahead(AHEAD_Y_BYTES, r.segments, p->y_stride * size_of(given->x_dtype));
     if (r.segments == 1)
         cpu_parallel(run, p->rows, CPU_GRAIN_BYTES / row_bytes, forward_rows, &r);
     else
