@@ -142,7 +142,14 @@ WF_API const char *wf_variant(const char *operation, wf_backend backend, int i);
  * other ways:
  *     dresidual = (gradient of the norm) + dsum,   dx = dresidual * col_scale * row_scale * keep / (1 - p)
  * dx from dresidual as stored. residual, sum, dsum and dresidual have x's dtype, or WF_SUM_F32. Without dropout and
- * scales dx is dresidual: ask for one of them. dresidual is within dx's bar above and u |dresidual|. */
+ * scales dx is dresidual: ask for one of them. dresidual is within dx's bar above and u |dresidual|.
+ *
+ * From y. A block that keeps y, for the layer behind it, need not keep x or sum: the backward passes of LayerNorm and
+ * RMSNorm take y in place of both, and beta, and have xhat = (y - beta) / gamma again; mean and mean_lo are not read. dx and
+ * dgamma are within the bars above of what that y gives. Its own rounding, v |y| (v = 2^-24, 2^-11, 2^-8, 2^-53 for WF_F32,
+ * WF_F16, WF_BF16, WF_F64), has moved xhat by v (|xhat| + |beta / gamma|). Where that may be an eighth of a standard
+ * deviation, |gamma| < 8 v |beta| or below 16 times the least number of y's dtype, the call refuses: WF_CPU with
+ * WF_INVALID, which names the column; WF_CUDA, which cannot look, makes that column of dgamma and all of dx NaN. */
 typedef struct wf_layernorm {
     size_t   size;
     wf_dtype x_dtype;            /* x, y, dy, dx                                                    */
@@ -182,6 +189,7 @@ typedef struct wf_layernorm_backward_args {
     const void *row_scale, *col_scale; /* as in the forward pass, seed and offset too               */
     uint64_t    seed, offset;
     const uint64_t *seed_ptr, *offset_ptr;
+    const void *y, *beta;              /* [rows, cols], stride y_stride, as forward wrote it, in place of x and sum; [cols] */
 } wf_layernorm_backward_args;
 WF_API wf_status wf_layernorm_forward(const wf_layernorm *what, const wf_layernorm_forward_args *with,
                                       const wf_exec *where);
@@ -228,6 +236,7 @@ typedef struct wf_rmsnorm_backward_args {
     const void *row_scale, *col_scale;
     uint64_t    seed, offset;
     const uint64_t *seed_ptr, *offset_ptr;
+    const void *y;                     /* as wf_layernorm_backward_args                             */
 } wf_rmsnorm_backward_args;
 WF_API wf_status wf_rmsnorm_forward(const wf_rmsnorm *what, const wf_rmsnorm_forward_args *with, const wf_exec *where);
 WF_API wf_status wf_rmsnorm_backward(const wf_rmsnorm *what, const wf_rmsnorm_backward_args *with,

@@ -40,9 +40,10 @@ struct layernorm_forward {
 struct layernorm_backward { /* with an addition x is the sum, of its dtype and stride */
     wf_dtype x_dtype, w_dtype;
     bool     centered, accumulate;
+    bool     from_output; /* x is y, of x_dtype, and xhat = (y - beta) / factor; implies an addition, if of nothing */
     int64_t  rows, cols, x_stride, dy_stride, dx_stride;
     double   weight_offset;
-    const void *dy, *x, *gamma, *mean, *mean_lo, *rstd;
+    const void *dy, *x, *gamma, *beta, *mean, *mean_lo, *rstd; /* beta: from_output only */
     void       *dx, *dgamma, *dbeta;
     struct addition add;
 };

@@ -35,10 +35,10 @@ wf_status wf_layernorm_backward(const wf_layernorm *what, const wf_layernorm_bac
     const wf_rmsnorm w = import_what(&call, what);
     call_import_args(&call, &a, sizeof a, with);
 
-    struct layernorm_backward p = rows_backward(&w, true);
-    p.dy = a.dy, p.x = a.x, p.gamma = a.gamma;
+    struct layernorm_backward p = rows_backward(&w, true, a.y);
+    p.dy = a.dy, p.x = a.y ? a.y : a.x, p.gamma = a.gamma;
     p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
-    p.dx = a.dx, p.dgamma = a.dgamma, p.dbeta = a.dbeta;
+    p.beta = a.beta, p.dx = a.dx, p.dgamma = a.dgamma, p.dbeta = a.dbeta;
     ROWS_GRADIENTS(p.add, a);
     return rows_solve_backward(&call, &p, a.sum);
 }

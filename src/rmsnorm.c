@@ -31,8 +31,8 @@ wf_status wf_rmsnorm_backward(const wf_rmsnorm *what, const wf_rmsnorm_backward_
     const wf_rmsnorm w = import_what(&call, what);
     call_import_args(&call, &a, sizeof a, with);
 
-    struct layernorm_backward p = rows_backward(&w, false);
-    p.dy = a.dy, p.x = a.x, p.gamma = a.gamma, p.rstd = a.rrms;
+    struct layernorm_backward p = rows_backward(&w, false, a.y);
+    p.dy = a.dy, p.x = a.y ? a.y : a.x, p.gamma = a.gamma, p.rstd = a.rrms;
     p.dx = a.dx, p.dgamma = a.dgamma;
     ROWS_GRADIENTS(p.add, a);
     return rows_solve_backward(&call, &p, a.sum);

@@ -1,7 +1,10 @@
 #include "rows.h"
 
+#include <inttypes.h>
 #include <math.h>
 
+#include "common/dtype.h"
+#include "common/invertible.h"
 #include "common/philox.h"
 
 void rows_check(struct call *call, wf_rmsnorm *w)
@@ -61,15 +64,16 @@ struct layernorm_forward rows_forward(const wf_rmsnorm *w, bool centered)
                                       .add = addition(w)};
 }
 
-struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered)
+struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered, bool from_output)
 {
     return (struct layernorm_backward){.x_dtype = w->x_dtype,
                                        .w_dtype = w->w_dtype,
                                        .centered = centered,
                                        .accumulate = w->flags & WF_ACCUMULATE,
+                                       .from_output = from_output,
                                        .rows = w->rows,
                                        .cols = w->cols,
-                                       .x_stride = w->x_stride,
+                                       .x_stride = from_output ? w->y_stride : w->x_stride,
                                        .dy_stride = w->dy_stride,
                                        .dx_stride = w->dx_stride,
                                        .weight_offset = w->weight_offset,
@@ -110,6 +114,52 @@ wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p)
     return call_close(call, call_ready(call) ? call->backend->layernorm_forward(p, call) : call->status);
 }
 
+static double value_of(const void *data, wf_dtype dtype, int64_t i)
+{
+    switch (dtype) {
+    case WF_F16:
+        return wf_f16_to_f32(((const uint16_t *)data)[i]);
+    case WF_BF16:
+        return wf_bf16_to_f32(((const uint16_t *)data)[i]);
+    case WF_F32:
+        return ((const float *)data)[i];
+    default:
+        return ((const double *)data)[i];
+    }
+}
+
+struct inversion {
+    const struct layernorm_backward *p;
+    int64_t                          column; /* the first without, or cols */
+    double                           factor, beta; /* there */
+};
+
+static void find_too_small(void *arg)
+{
+    static const struct wf_rounding roundings[] = {
+        [WF_F32] = {WF_F32_ROUNDING}, [WF_F16] = {WF_F16_ROUNDING}, [WF_BF16] = {WF_BF16_ROUNDING}, [WF_F64] = {WF_F64_ROUNDING}};
+    struct inversion                *v = arg;
+    const struct layernorm_backward *p = v->p;
+    for (v->column = 0; v->column < p->cols; v->column++) {
+        v->factor = p->gamma ? p->weight_offset + value_of(p->gamma, p->w_dtype, v->column) : 1;
+        v->factor = p->x_dtype == WF_F64 ? v->factor : (float)v->factor;
+        v->beta = p->beta ? value_of(p->beta, p->w_dtype, v->column) : 0;
+        if (!wf_invertible(v->factor, v->beta, roundings[p->x_dtype]))
+            return;
+    }
+}
+
+/* Looks at gamma and beta where they are the host's. */
+static void check_invertible(struct call *call, const struct layernorm_backward *p)
+{
+    struct inversion v = {.p = p};
+    if (call->exec.backend != WF_CPU || call->dry_run || call->empty)
+        return;
+    in_our_fpmode(find_too_small, &v);
+    check_that(call, v.column == p->cols, "column %" PRId64 ": a factor of %g beside beta = %g is too small to have xhat from y",
+               v.column, v.factor, v.beta);
+}
+
 wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, const void *sum)
 {
     struct addition    *add = &p->add;
@@ -121,25 +171,36 @@ wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, c
     struct buffer_shape of_rows = vector_of(wf_statistics_dtype(p->x_dtype), p->rows);
     struct buffer_shape of_cols = vector_of(p->w_dtype, p->cols);
 
-    add->present |= sum || add->dsum || add->dresidual || add->row_scale || add->col_scale;
+
+    add->present |= p->from_output || sum || add->dsum || add->dresidual || add->row_scale || add->col_scale;
     int dy = check_input(call, "dy", p->dy, of_dy, NEEDED);
-    if (add->present)
+    if (p->from_output)
+        check_input(call, "y", p->x, of_x, NEEDED);
+    else if (add->present)
         check_input(call, "sum", sum, of_sum, NEEDED);
     else
         check_input(call, "x", p->x, of_x, NEEDED);
     check_input(call, "gamma", p->gamma, of_cols, OPTIONAL);
-    check_input(call, "mean", p->mean, of_rows, p->centered ? NEEDED : OPTIONAL);
     check_input(call, p->centered ? "rstd" : "rrms", p->rstd, of_rows, NEEDED);
-    check_input(call, "mean_lo", p->mean_lo, of_rows, OPTIONAL);
+    if (p->from_output) {
+        check_input(call, "beta", p->beta, of_cols, OPTIONAL);
+    } else {
+        check_input(call, "mean", p->mean, of_rows, p->centered ? NEEDED : OPTIONAL);
+        check_input(call, "mean_lo", p->mean_lo, of_rows, OPTIONAL);
+    }
     int dsum = check_input(call, "dsum", add->dsum, of_sum, OPTIONAL);
     check_scales(call, add, of_rows, of_cols);
     check_output(call, "dx", p->dx, of_dx, OPTIONAL, dy);
     check_output(call, "dresidual", add->dresidual, of_residual, OPTIONAL, dsum);
     check_output(call, "dgamma", p->dgamma, of_cols, OPTIONAL, -1);
     check_output(call, "dbeta", p->dbeta, of_cols, OPTIONAL, -1);
-    if (add->present)
+    if (p->from_output)
+        p->mean = p->mean_lo = NULL;
+    else if (add->present)
         p->x = sum, p->x_stride = add->sum_stride;
-    return call_close(call, call_ready(call) ? call->backend->layernorm_backward(p, call) : call->status);
+    if (call_ready(call) && p->from_output)
+        check_invertible(call, p);
+    return call_close(call, call->status ? call->status : call->backend->layernorm_backward(p, call));
 }
 
 size_t rows_forward_workspace(struct call *call, wf_rmsnorm *w)
@@ -150,6 +211,6 @@ size_t rows_forward_workspace(struct call *call, wf_rmsnorm *w)
 
 size_t rows_backward_workspace(struct call *call, wf_rmsnorm *w)
 {
-    struct layernorm_backward p = rows_backward(w, true);
+    struct layernorm_backward p = rows_backward(w, true, false);
     return call_ready(call) ? call->backend->layernorm_backward_workspace(&p) : 0;
 }

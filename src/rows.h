@@ -17,7 +17,7 @@ void rows_check(struct call *call, wf_rmsnorm *w);
 
 /* The problem without its buffers. */
 struct layernorm_forward  rows_forward(const wf_rmsnorm *w, bool centered);
-struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered);
+struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered, bool from_output);
 
 /* What is added, of either operation's args. */
 #define ROWS_DROPOUT(add, a)                                                                                           \
@@ -26,7 +26,7 @@ struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered);
 #define ROWS_ADDITION(add, a)  (ROWS_DROPOUT(add, a), (add).residual = (a).residual, (add).sum = (a).sum)
 #define ROWS_GRADIENTS(add, a) (ROWS_DROPOUT(add, a), (add).dsum = (a).dsum, (add).dresidual = (a).dresidual)
 
-/* Checks the buffers and solves. sum: of the backward pass, in place of x. */
+/* Checks the buffers and solves. sum: of the backward pass, in place of x unless that is y. */
 wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p);
 wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, const void *sum);
 

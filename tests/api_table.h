@@ -46,7 +46,9 @@ typedef struct Operation {
     Buffer buffer[MAX_BUFFERS];
 } Operation;
 
-enum { OPERATIONS = 22 }; /* norms of a sum, and dropout with a given mask or an activation, count as operations of their own */
+/* Norms of a sum, their backward passes from y, and dropout with a given mask or an activation, count as operations of their
+ * own. */
+enum { OPERATIONS = 24 };
 extern const Operation operations[OPERATIONS];
 
 typedef struct ApiCall {

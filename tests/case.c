@@ -32,7 +32,8 @@ static const char *const dtypes[]   = { "f32", "f16", "bf16", "f64", NULL };
 static const char *const layouts[]  = { "nchw", "nhwc", NULL };
 static const char *const backends[] = { "cpu", "cuda", NULL };
 static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", "given_mask", "bias_f32", NULL };
-static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", "bias", NULL };
+static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", "bias", "output",
+                                        NULL };
 static const char *const kinds[]    = { "dropout", "alpha", NULL };
 static const char *const activations[] = { "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", NULL };
 static const char *const fpmodes[]  = { "nearest", "up", "down", "zero", "flush", NULL };

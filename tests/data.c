@@ -236,7 +236,7 @@ void problem_free(Problem *p)
         return;
     void *const all[] = { p->slot, p->param, p->x, p->dy, p->gamma, p->beta, p->old_dgamma, p->old_dbeta,
                           p->running_mean, p->running_var, p->branch, p->residual, p->factor, p->row_scale, p->col_scale,
-                          p->dsum, p->bias, p };
+                          p->dsum, p->bias, p->output, p };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
 }

@@ -27,6 +27,7 @@ typedef struct Problem {
     Quad    *x, *dy; /* [count]; x: what is normalized */
     Quad    *branch, *residual, *factor; /* [count], where x is a sum (oracle_sum.h); else NULL */
     Quad    *row_scale, *col_scale, *dsum;
+    Quad    *output; /* [count], y as forward stored it, where a backward pass has it in place of x; else NULL */
     Quad    *bias; /* of a fold (oracle_fold.h): x is the weight; NULL where the case has none */
     int64_t  biases;
     Quad    *gamma, *beta; /* [params]; NULL where the case has none */

@@ -180,6 +180,12 @@ static void solve_running(const Problem *p, const Statistics *s, const bool *loo
     }
 }
 
+/* xhat of y as it was stored. */
+static Quad normalized_of(const Problem *p, int64_t i)
+{
+    return (p->output[i] - (p->beta ? p->beta[p->param[i]] : 0)) / gamma_of(p, p->gamma, i);
+}
+
 /* With g = gamma dy:  dx = rstd (g - mean(g) - xhat mean(g xhat)), without the terms of a mean for RMSNorm, without both
  * terms for frozen statistics.  dgamma = sum dy xhat, dbeta = sum dy. */
 static void solve_backward(const Problem *p, const Statistics *s, const bool *loose, const Quad *mean_given,
@@ -198,13 +204,13 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
     if (centered(p))
         *dbeta = oracle_expected(p->params, c->w, true);
 
-    for (int64_t i = 0; i < p->slots && mean_given; i++)
+    for (int64_t i = 0; i < p->slots && mean_given && !p->output; i++)
         widened[i] = u * fabs((double)(s->mean[i] * s->rstd[i]));
     for (int64_t i = 0; i < p->count; i++) {
         const int32_t slot = p->slot[i], param = p->param[i];
         const Quad mean = mean_given ? mean_given[slot] : s->mean[slot];
         const Quad g = p->dy[i] * gamma_of(p, p->gamma, i);
-        xhat[i] = (p->x[i] - mean) * s->rstd[slot];
+        xhat[i] = p->output ? normalized_of(p, i) : (p->x[i] - mean) * s->rstd[slot];
         mean_g[slot] += g;
         mean_gx[slot] += g * xhat[i];
         dgamma->value[param] += p->dy[i] * xhat[i];

@@ -16,6 +16,19 @@ static Quad kept_scale(const Case *c, int64_t unit, bool *kept)
     return *kept && c->drop > 0 ? round_to(arithmetic(c), 1 / (1 - c->drop)) : *kept;
 }
 
+/* A gamma that is no reason to refuse, and y of it. */
+static void output_new(Problem *p)
+{
+    const Case *c = p->c;
+    for (int64_t i = 0; i < p->params && p->gamma; i++)
+        while (fabs((double)p->gamma[i] + c->weight_offset) < 0.25)
+            p->gamma[i] = round_to(c->w, p->gamma[i] + 0.375Q);
+    p->output = malloc((size_t)(p->count + 1) * sizeof *p->output);
+    oracle_forward(p, p->x, p->gamma, p->beta, p->output);
+    for (int64_t i = 0; i < p->count; i++)
+        p->output[i] = round_to(c->x, p->output[i]);
+}
+
 void addition_new(Problem *p)
 {
     const Case *c = p->c;
@@ -28,6 +41,8 @@ void addition_new(Problem *p)
     p->col_scale = c->add & ADD_COL_SCALE ? normals(c->w, p->params, 0.5, 0.5, c->seed + 10) : NULL;
     p->dsum = c->add & ADD_DSUM ? normals(dtype, p->count, 0, 1, c->seed + 11) : NULL;
     addition_make(p);
+    if (c->add & ADD_OUTPUT)
+        output_new(p);
 }
 
 void addition_make(Problem *p)

@@ -40,7 +40,7 @@ static const char *failure(const Case *c, const char *format, ...)
 #define SEEDS      b->pointed ? ~c->seed : c->seed, b->pointed ? c->offset - OFFSET_POINTED : c->offset, \
                    b->pointed, b->pointed ? b->pointed + 1 : NULL
 #define ADDED      b->residual, b->sum, b->row_scale, b->col_scale, SEEDS
-#define SUM_PASSED b->sum, b->dsum, b->dresidual, b->row_scale, b->col_scale, SEEDS
+#define SUM_PASSED b->sum, b->dsum, b->dresidual, b->row_scale, b->col_scale, SEEDS, b->output
 #define CHANNELS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .layout = c->layout, \
     .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps }
 
@@ -64,7 +64,7 @@ static wf_status call(const Case *c, const Buffers *buffers, const wf_exec *wher
         if (forward)
             CALL(layernorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo, ADDED);
         CALL(layernorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta,
-             SUM_PASSED);
+             SUM_PASSED, b->beta);
     }
     case RMSNORM: {
         wf_rmsnorm what = ROWS_WHAT(wf_rmsnorm);
@@ -128,13 +128,13 @@ size_t run_workspace(const Case *c)
 
 typedef enum Id {
     X, DY, GAMMA, BETA, RUNNING_MEAN_IN, RUNNING_VAR_IN, Y, MEAN, RSTD, MEAN_LO, RUNNING_MEAN_OUT, RUNNING_VAR_OUT, DX,
-    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, POINTED, ID_COUNT
+    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, POINTED, OUTPUT, ID_COUNT
 } Id;
 
 static const char *const names[ID_COUNT] = { "x", "dy", "gamma", "beta", "running_mean_in", "running_var_in", "y", "mean",
                                              "rstd", "mean_lo", "running_mean_out", "running_var_out", "dx", "dgamma",
                                              "dbeta", "residual", "row_scale", "col_scale", "dsum", "sum",
-                                             "dresidual", "bias", "folded_bias", "seed_ptr" };
+                                             "dresidual", "bias", "folded_bias", "seed_ptr", "y" };
 
 /* ---- the caller's floating-point mode ---- */
 
@@ -202,7 +202,7 @@ static const char *feed_backward(const Case *c, const Problem *p, const char *va
                                  Quad **mean_given)
 {
     const wf_dtype stat = stat_dtype(c->x);
-    const bool centered = op_norm(c->op) != RMSNORM, frozen = is_frozen(c);
+    const bool centered = op_norm(c->op) != RMSNORM && !p->output, frozen = is_frozen(c);
     const Case f = forward_of(c);
     Raw stats[OUTPUT_COUNT] = { { 0 } };
     const char *error = run_once(&f, p, variant, stats, NULL);
@@ -229,7 +229,7 @@ static const char *feed_backward(const Case *c, const Problem *p, const char *va
     return error;
 }
 
-/* What a norm of a sum has besides. Backward, sum is an input and x is not given. */
+/* What a norm of a sum has besides. Backward, sum, or y, is an input and x is not given. */
 static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 {
     const bool backward = op_is_backward(c->op), in_place = c->inplace & 2;
@@ -246,7 +246,12 @@ static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     if (p->col_scale)
         t[COL_SCALE] = tensor_input(c->w, 1, p->params, 0, off, p->col_scale);
     if (backward) {
-        t[SUM] = tensor_input(dtype, rows, cols, c->sum_stride, off, p->x);
+        if (p->output)
+            t[OUTPUT] = tensor_input(c->x, rows, cols, c->y_stride, off, p->output);
+        else
+            t[SUM] = tensor_input(dtype, rows, cols, c->sum_stride, off, p->x);
+        if (p->output && p->beta)
+            t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
         if (p->dsum)
             t[DSUM] = tensor_input(dtype, rows, cols, c->sum_stride, off, p->dsum);
         if (c->add & ADD_DRESIDUAL)
@@ -391,7 +396,7 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
                   at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA], at[RESIDUAL],
                   at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL], at[BIAS], at[FOLDED_BIAS],
-                  at[POINTED] };
+                  at[POINTED], at[OUTPUT] };
     set_fpmode(c->fpmode);
     unsigned mode_before = get_fpmode();
     wf_status status = run_call(c, &b, &where);

@@ -37,6 +37,7 @@ typedef struct Buffers {
     const void *bias; /* of a fold: x is the weight, y the folded one, mean and var are running_..._in */
     void       *folded_bias;
     const uint64_t *pointed; /* the sum's seed, and OFFSET_POINTED to add to its offset; NULL: given as they are */
+    const void     *output;  /* y, where a backward pass has it in place of x */
 } Buffers;
 wf_status run_call(const Case *, const Buffers *, const wf_exec *);
 size_t    run_workspace(const Case *);

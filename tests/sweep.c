@@ -155,7 +155,9 @@ void check_alone(const Case *c)
         sub.slots = p->slots / n;
         sub.per_param = p->per_param / n;
         sub.x = p->x + i * each;
-        sub.dy = p->dy ? p->dy + i * each : NULL;
+        Quad **const others[] = { &sub.dy, &sub.branch, &sub.residual, &sub.dsum, &sub.output };
+        for (int k = 0; k < COUNT(others); k++)
+            *others[k] = *others[k] ? *others[k] + i * each : NULL;
         if (run_named(&one, &sub, part))
             check_part(c, whole, part, i, n);
         raw_free(part);

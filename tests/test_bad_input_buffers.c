@@ -23,7 +23,8 @@ START_TEST(absent)
     for (EACH_BUFFER(b, op)) {
         ApiCall c;
         char mentions[64];
-        snprintf(mentions, sizeof mentions, "%s = NULL", b->name);
+        const int in_place_of_sum = b->needed && strcmp(b->name, "y") == 0 && api_buffer(op, "dy"); /* so that is missed */
+        snprintf(mentions, sizeof mentions, "%s = NULL", in_place_of_sum ? "sum" : b->name);
         api_begin(&c, op, 0);
         *api_with(&c, b) = NULL;
         if (is_running(b))
@@ -148,7 +149,7 @@ START_TEST(misaligned)
                 api_set_integer(&c, "w_dtype", dtypes[d].w);
             api_fit(&c);
             unsigned char *roomy = guard_alloc(api_size(&c, b) + 8, 0);
-            memset(roomy, 0, api_size(&c, b) + 8);
+            memset(roomy, 0x3f, api_size(&c, b) + 8); /* of any dtype a number that is legal anywhere */
             for (size_t shift = 1; shift < natural; shift++) {
                 *api_with(&c, b) = roomy + shift;
                 api_expect(&c, WF_INVALID, b->name);

@@ -1,6 +1,11 @@
 /* Backward: a batch of rows is read for its sums, then again, from cache, for dx and the parameter gradients. These are
  * added over strips and blocks of rows, and at last over all blocks. Included by layernorm_cpu.c. */
 
+/* What a row was multiplied by, and what was added to it. */
+struct affine {
+    struct parameter gamma, beta;
+};
+
 struct layernorm_backward_run {
     const struct layernorm_backward *p;
     const struct addition_run       *add; /* NULL: x was not a sum */
@@ -12,8 +17,14 @@ struct layernorm_backward_run {
     real                            *partial; /* [blocks, 4, padded]: dgamma and dbeta of a block of rows, of a strip of
                                                  it */
     int64_t                          batch, ahead; /* rows */
-    bool                             stream;
+    bool                             stream, plain; /* plain: x has x_dtype and is not y */
 };
+
+static struct affine affine_at(const struct layernorm_backward *p, int64_t column)
+{
+    return (struct affine){parameter_at(p->gamma, p->w_dtype, column, p->weight_offset),
+                           parameter_at(p->beta, p->w_dtype, column, 0)};
+}
 
 /* Columns of a row; the pointers are at the first one. */
 struct backward_row {
@@ -41,19 +52,30 @@ INLINE struct pair xhat_pair(struct pair x, struct stats s)
     return (struct pair){((x.a - s.mean) - s.mean_lo) * s.rstd, ((x.b - s.mean) - s.mean_lo) * s.rstd};
 }
 
-/* g and g * xhat at n <= PAIR columns from i; x, of dtype, in x_dtype's order, as dy. */
-INLINE void products_at(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
-                        struct parameter gamma, int64_t i, int64_t n, struct pair *g, struct pair *gx)
+/* xhat * factor where x is y: y - beta. */
+INLINE struct pair scaled_pair(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter beta, int64_t i,
+                               int64_t n)
 {
-    const struct pair x = pair_load_part(dtype, x_dtype, r->x + i * size_of(dtype), n);
+    const struct pair y = pair_load_part(x_dtype, x_dtype, r->x + i * size_of(x_dtype), n);
+    return beta.at ? pair_difference(y, parameter_pair(w_dtype, x_dtype, beta, i, n)) : y;
+}
+
+/* g and g * xhat at n <= PAIR columns from i; x, of dtype, in x_dtype's order, as dy. beta: NULL, or x is y. */
+INLINE void products_at(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
+                        struct parameter gamma, const struct parameter *beta, int64_t i, int64_t n, struct pair *g,
+                        struct pair *gx)
+{
     const struct pair dy = pair_load_part(x_dtype, x_dtype, r->dy + i * size_of(x_dtype), n);
     *g = pair_product(factor_pair(w_dtype, x_dtype, gamma, i, n), dy);
-    *gx = pair_product(*g, xhat_pair(x, r->s));
+    if (beta)
+        *gx = pair_product(dy, scaled_pair(x_dtype, w_dtype, r, *beta, i, n));
+    else
+        *gx = pair_product(*g, xhat_pair(pair_load_part(dtype, x_dtype, r->x + i * size_of(dtype), n), r->s));
 }
 
 /* sum[0] = sum g, sum[1] = sum g * xhat over columns [begin, end). */
 INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const struct backward_row *r,
-                         struct parameter gamma, int64_t begin, int64_t end, real sum[2])
+                         struct parameter gamma, const struct parameter *beta, int64_t begin, int64_t end, real sum[2])
 {
     struct lanes sum_g = {0}, sum_gx = {0};
     int64_t      i = begin;
@@ -61,7 +83,7 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, con
         for (int j = 0; j < LANES / PAIR; j++) {
             struct pair g[4], gx[4];
             for (int k = 0; k < 4; k++)
-                products_at(x_dtype, w_dtype, dtype, r, gamma, i + k * LANES + j * PAIR, PAIR, &g[k], &gx[k]);
+                products_at(x_dtype, w_dtype, dtype, r, gamma, beta, i + k * LANES + j * PAIR, PAIR, &g[k], &gx[k]);
             lanes_add(&sum_g, x_dtype, j, pair_tree(g));
             lanes_add(&sum_gx, x_dtype, j, pair_tree(gx));
         }
@@ -69,7 +91,7 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, con
         for (int j = 0; j < LANES / PAIR && i + j * PAIR < end; j++) {
             const int64_t part = min64(end - (i + j * PAIR), PAIR);
             struct pair   g, gx;
-            products_at(x_dtype, w_dtype, dtype, r, gamma, i + j * PAIR, part, &g, &gx);
+            products_at(x_dtype, w_dtype, dtype, r, gamma, beta, i + j * PAIR, part, &g, &gx);
             lanes_add(&sum_g, x_dtype, j, part < PAIR ? pair_first(x_dtype, g, part) : g);
             lanes_add(&sum_gx, x_dtype, j, part < PAIR ? pair_first(x_dtype, gx, part) : gx);
         }
@@ -80,37 +102,46 @@ INLINE void row_products(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, con
 INLINE void typed_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
                            int64_t begin, int64_t end, real sum[2])
 {
-    FOR_PARAMETERS(x_dtype, w_dtype, row_products, x_dtype, r, gamma, begin, end, sum);
+    FOR_PARAMETERS(x_dtype, w_dtype, row_products, x_dtype, r, gamma, NULL, begin, end, sum);
 }
 
 INLINE void wide_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct parameter gamma,
                           int64_t begin, int64_t end, real sum[2])
 {
-    FOR_PARAMETERS(x_dtype, w_dtype, row_products, REAL_DTYPE, r, gamma, begin, end, sum);
+    FOR_PARAMETERS(x_dtype, w_dtype, row_products, REAL_DTYPE, r, gamma, NULL, begin, end, sum);
 }
 
-/* Of a float sum beside 16-bit dy. Apart, for short rows of the others pay for all that is compiled into their function. */
-__attribute__((noinline)) static void sum_products(const struct layernorm_backward_run *run, const struct backward_row *r,
-                                                   struct parameter gamma, int64_t begin, int64_t end, real sum[2])
+INLINE void output_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct affine of, int64_t begin,
+                            int64_t end, real sum[2])
 {
-    (void)run; /* double is one dtype only */
-    FOR_DTYPE(run->p->x_dtype, wide_products, gamma.dtype, r, gamma, begin, end, sum);
+    FOR_PARAMETERS(x_dtype, w_dtype, row_products, x_dtype, r, of.gamma, &of.beta, begin, end, sum);
 }
 
-static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct parameter gamma,
+/* Of a float sum beside 16-bit dy, or from y. Apart, for short rows of the others pay for all that is compiled into their
+ * function. */
+__attribute__((noinline)) static void sum_products(const struct layernorm_backward_run *run, const struct backward_row *r,
+                                                   struct affine of, int64_t begin, int64_t end, real sum[2])
+{
+    if (run->p->from_output)
+        FOR_DTYPE(run->p->x_dtype, output_products, of.gamma.dtype, r, of, begin, end, sum);
+    else
+        FOR_DTYPE(run->p->x_dtype, wide_products, of.gamma.dtype, r, of.gamma, begin, end, sum);
+}
+
+static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct affine of,
                           int64_t begin, int64_t end, real sum[2])
 {
     if (end - begin <= TILE) {
-        if (run->dtype == run->p->x_dtype)
-            FOR_DTYPE(run->p->x_dtype, typed_products, gamma.dtype, r, gamma, begin, end, sum);
+        if (run->plain)
+            FOR_DTYPE(run->p->x_dtype, typed_products, of.gamma.dtype, r, of.gamma, begin, end, sum);
         else
-            sum_products(run, r, gamma, begin, end, sum);
+            sum_products(run, r, of, begin, end, sum);
         return;
     }
     const int64_t middle = begin + tree_split(end - begin, TILE);
     real          right[2];
-    tree_products(run, r, gamma, begin, middle, sum);
-    tree_products(run, r, gamma, middle, end, right);
+    tree_products(run, r, of, begin, middle, sum);
+    tree_products(run, r, of, middle, end, right);
     sum[0] += right[0];
     sum[1] += right[1];
 }
@@ -121,17 +152,16 @@ static void backward_reduce(void *arg, int64_t begin, int64_t end)
     for (int64_t i = begin; i < end; i++) {
         const int64_t             row = i / r->segments, from = i % r->segments * SEGMENT;
         const struct backward_row b = backward_row_at(r, row, from);
-        const struct parameter    gamma = parameter_at(r->p->gamma, r->p->w_dtype, from, r->p->weight_offset);
-        tree_products(r, &b, gamma, 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
+        tree_products(r, &b, affine_at(r->p, from), 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
     }
 }
 
 /* What is done to n columns of a row once its averages are known. */
 struct sweep {
-    struct parameter gamma;
-    real            *dgamma, *dbeta; /* NULL: not asked for */
-    int64_t          n, ahead_x, ahead_dy; /* bytes to what is fetched meanwhile */
-    bool             stream;
+    struct affine of;
+    real         *dgamma, *dbeta; /* NULL: not asked for */
+    int64_t       n, ahead_x, ahead_dy; /* bytes to what is fetched meanwhile */
+    bool          stream, from_output;
 };
 
 INLINE void add_pair(real *to, struct pair p)
@@ -144,10 +174,15 @@ INLINE void sweep_pair(wf_dtype x_dtype, wf_dtype w_dtype, wf_dtype dtype, const
                        int64_t i, int64_t n, bool stream, const struct gradients *through)
 {
     const int64_t     at = i * size_of(x_dtype);
-    const struct pair h = xhat_pair(pair_load_part(dtype, x_dtype, r->x + i * size_of(dtype), n), r->s);
+    const struct pair factor = factor_pair(w_dtype, x_dtype, s->of.gamma, i, n);
+    struct pair       h;
+    if (through && s->from_output)
+        h = pair_quotient(scaled_pair(x_dtype, w_dtype, r, s->of.beta, i, n), factor);
+    else
+        h = xhat_pair(pair_load_part(dtype, x_dtype, r->x + i * size_of(dtype), n), r->s);
     const struct pair dy = pair_load_part(x_dtype, x_dtype, r->dy + at, n);
     if (r->dx || (through && through->dresidual)) {
-        const struct pair g = pair_product(factor_pair(w_dtype, x_dtype, s->gamma, i, n), dy);
+        const struct pair g = pair_product(factor, dy);
         const struct pair dx = {r->s.rstd * ((g.a - r->avg_g) - h.a * r->avg_gx),
                                 r->s.rstd * ((g.b - r->avg_g) - h.b * r->avg_gx)};
         for (int64_t line = 0; stream && line < PAIR * size_of(x_dtype); line += LINE) {
@@ -228,7 +263,7 @@ __attribute__((noinline)) static void sweep_sums(const struct layernorm_backward
                                                  int64_t first, int64_t rows, int64_t begin, const struct sweep *s)
 {
     for (int64_t k = 0; k < rows; k++)
-        FOR_DTYPE(r->p->x_dtype, typed_sum, s->gamma.dtype, r->add, first + k, begin, row + k, s);
+        FOR_DTYPE(r->p->x_dtype, typed_sum, s->of.gamma.dtype, r->add, first + k, begin, row + k, s);
 }
 
 /* Rows [first, last) at columns [begin, begin + s->n). */
@@ -247,14 +282,14 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
             if (r->segments > 1)
                 row_sum_tree(r->sums + (first + k) * r->segments * 2, r->segments, 2, 2, sum);
             else
-                tree_products(r, &row[k], s->gamma, 0, s->n, sum);
+                tree_products(r, &row[k], s->of, 0, s->n, sum);
             row[k].avg_g = p->centered ? sum[0] / (real)p->cols : 0;
             row[k].avg_gx = sum[1] / (real)p->cols;
         }
         if (r->add)
             sweep_sums(r, row, first, rows, begin, s);
         else
-            FOR_DTYPE(p->x_dtype, sweep_batch, s->gamma.dtype, row, rows, s);
+            FOR_DTYPE(p->x_dtype, sweep_batch, s->of.gamma.dtype, row, rows, s);
     }
 }
 
@@ -293,13 +328,16 @@ static void backward_block(const struct layernorm_backward_run *r, int64_t block
     const int64_t begin = segment * SEGMENT, end = r->segments > 1 ? min64(begin + SEGMENT, p->cols) : p->cols;
     const int64_t last = min64((block + 1) * r->block_rows, p->rows), padded = ceil_div(end - begin, LANES) * LANES;
     real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
-    struct parameter    gamma = parameter_at(p->gamma, p->w_dtype, begin, p->weight_offset);
-    _Alignas(LINE) real factors[PREPARED_COLUMNS];
-    if (last - block * r->block_rows >= PREPARED_ROWS)
-        gamma = prepare_parameter(p->x_dtype, gamma, true, end - begin, factors);
+    struct affine       of = affine_at(p, begin);
+    _Alignas(LINE) real factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
+    if (last - block * r->block_rows >= PREPARED_ROWS) {
+        of.gamma = prepare_parameter(p->x_dtype, of.gamma, true, end - begin, factors);
+        if (of.gamma.at) /* both, or none */
+            of.beta = prepare_parameter(p->x_dtype, of.beta, false, end - begin, addends);
+    }
     for (int64_t first = block * r->block_rows; first < last; first += STRIP_ROWS) {
         real *const  sums = first == block * r->block_rows ? total : strip;
-        struct sweep s = {.gamma = gamma, .n = end - begin, .stream = r->stream};
+        struct sweep s = {.of = of, .n = end - begin, .stream = r->stream, .from_output = p->from_output};
         s.dgamma = p->dgamma ? sums : NULL;
         s.dbeta = p->dbeta ? sums + r->padded : NULL;
         s.ahead_x = r->ahead * p->x_stride * size_of(r->dtype);
@@ -354,8 +392,9 @@ static void layernorm_backward(const struct layernorm_backward *p, const struct 
     if (p->add.present) {
         add = addition_of(&p->add, p->x_dtype, p->w_dtype, p->cols);
         r.add = &add;
-        r.dtype = p->add.dtype;
+        r.dtype = p->from_output ? p->x_dtype : p->add.dtype;
     }
+    r.plain = r.dtype == p->x_dtype && !p->from_output;
     layernorm_backward_plan(p, run->workspace, &r);
     if (p->cols == 0)
         return; /* no gradient has an element */

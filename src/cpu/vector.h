@@ -480,6 +480,16 @@ INLINE struct pair pair_minus(struct pair p, real value)
     return (struct pair){p.a - value, p.b - value};
 }
 
+INLINE struct pair pair_difference(struct pair p, struct pair q)
+{
+    return (struct pair){p.a - q.a, p.b - q.b};
+}
+
+INLINE struct pair pair_quotient(struct pair p, struct pair q)
+{
+    return (struct pair){p.a / q.a, p.b / q.b};
+}
+
 INLINE struct pair pair_product(struct pair p, struct pair q)
 {
     return (struct pair){p.a * q.a, p.b * q.b};

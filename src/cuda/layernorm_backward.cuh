@@ -10,7 +10,15 @@
  *
  *     Source(p)                                     what a thread makes once
  *     Beside<V>, beside(source, row, col, valid)    what dx needs beside x and dy, which can be had before it
- *     put_dx(row, col, valid, dx[V], beside)        stores */
+ *     put_dx(row, col, valid, dx[V], beside)        stores
+ *     LAST                                          Beside is had when it is stored, for registers are shortest
+ *
+ * and of what x is, which has xhat from it:
+ *
+ *     Addend<V>, addend(col, valid)                 what a thread needs for that beside gamma
+ *     prepare(addend, valid, gamma[V])              of columns that nothing is to be had from, NaN
+ *     normalized(x, stats, gamma, addend, j)        xhat in the j-th of them
+ *     product(g, dy, x, stats, addend, j)           g * xhat */
 #ifndef WELFORD_CUDA_LAYERNORM_BACKWARD_CUH
 #define WELFORD_CUDA_LAYERNORM_BACKWARD_CUH
 
@@ -21,10 +29,14 @@ struct Runs {
     int64_t run, count;
 };
 
-/* The same where x was a sum: layernorm_backward_sum_cuda.cu. G, VECTORS: 8, 1; 32, 1; 128, 1; 256, 1; 512, 2. */
-template <int G, int VECTORS> void sum_in_registers_launch(const struct layernorm_backward &p, const Runs &runs, Run &run);
+/* The same where x was a sum, or y is given in its place: layernorm_backward_sum_cuda.cu, .._output_cuda.cu. G, VECTORS: 8, 1;
+ * 32, 1; 128, 1; 256, 1; 512, 2. */
+enum class Given { SUM, OUTPUT };
+template <Given GIVEN, int G, int VECTORS>
+void sum_in_registers_launch(const struct layernorm_backward &p, const Runs &runs, Run &run);
+template <Given GIVEN>
 void sum_in_cluster_launch(const struct layernorm_backward &p, unsigned cluster, const Runs &runs, Run &run);
-void sum_in_segments_launch(const struct layernorm_backward &p, const Runs &runs, Run &run);
+template <Given GIVEN> void sum_in_segments_launch(const struct layernorm_backward &p, const Runs &runs, Run &run);
 
 namespace
 {
@@ -35,6 +47,10 @@ enum {
     CLUSTER_BLOCK = 256, /* threads: two blocks on a multiprocessor, so that one works while the other's cluster meets */
     PARTIAL_ROWS = 512, /* wanted, at most: enough blocks for every device */
     RUN_MAX = 32,       /* rows that a thread adds up in sequence: the roundings of more would show */
+};
+
+template <class R> struct Stats {
+    R mean, mean_lo, rstd;
 };
 
 /* dy and dx are of T, x of A. */
@@ -56,10 +72,20 @@ template <class T, class A, class Gamma> struct Backward {
     dev::global<R> partial; /* [runs, 2, cols]: dgamma, dbeta; none where neither is wanted */
     dev::global<R> sums;    /* [rows, segments, 2]: sum g, sum g * xhat */
     dev::global<R> avg;     /* [rows, 2] */
-};
 
-template <class R> struct Stats {
-    R mean, mean_lo, rstd;
+    template <int V> struct Addend {
+    };
+
+    template <int V> WF_ON_DEVICE Addend<V> addend(int64_t, int) const { return {}; }
+    template <int V> static WF_ON_DEVICE void prepare(const Addend<V> &, int, R (&)[V]) {}
+    template <int V> static WF_ON_DEVICE R normalized(R x, const Stats<R> &s, R, const Addend<V> &, int)
+    {
+        return ((x - s.mean) - s.mean_lo) * s.rstd;
+    }
+    template <int V> static WF_ON_DEVICE R product(R g, R, R x, const Stats<R> &s, const Addend<V> &addend, int j)
+    {
+        return g * normalized(x, s, R(1), addend, j);
+    }
 };
 
 template <class P> WF_ON_DEVICE Stats<typename P::R> stats_at(const P &p, int64_t row)
@@ -68,8 +94,6 @@ template <class P> WF_ON_DEVICE Stats<typename P::R> stats_at(const P &p, int64_
     return {p.mean ? dev::load(p.mean, row) : R(0), p.mean_lo ? dev::load(p.mean_lo, row) : R(0),
             dev::load(p.rstd, row)};
 }
-
-template <class R> WF_ON_DEVICE R normalized(R x, const Stats<R> &s) { return ((x - s.mean) - s.mean_lo) * s.rstd; }
 
 /* The columns of a row, n from `begin`, that a member of its G threads has: vector k begins at (k * G + member) * V. A row is
  * held packed, zeros where there are no columns: they add nothing to a sum. */
@@ -85,36 +109,65 @@ template <class P, int G, int VECTORS> struct Columns {
         WF_ON_DEVICE R x_at(int k, int j) const { return up(x[k][j / PIECE].v[j % PIECE]); }
     };
     using Beside = typename P::template Beside<V>;
+    using Addend = typename P::template Addend<V>;
+    struct Factors {
+        R gamma[VECTORS][V];
+        Addend early;
+    };
     int64_t begin;
     int n, member;
+
+    /* Beside and Addend are had early, while x and dy are on their way, unless there are two vectors: then registers are
+     * short. */
+    static constexpr bool EARLY = VECTORS == 1;
 
     WF_ON_DEVICE int offset(int k) const { return (k * G + member) * V; }
     WF_ON_DEVICE int64_t at(int k) const { return begin + offset(k); }
     WF_ON_DEVICE int valid(int k) const { return valid_in(offset(k), n, V); }
 
-    WF_ON_DEVICE void load_gamma(const P &p, R (&gamma)[VECTORS][V]) const
+    WF_ON_DEVICE Factors factors(const P &p) const
     {
+        Factors of;
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
             if (p.gamma)
-                load_reals(p.gamma, at(k), valid(k), p.w_wide, gamma[k]);
+                load_reals(p.gamma, at(k), valid(k), p.w_wide, of.gamma[k]);
 #pragma unroll
             for (int j = 0; j < V; j++)
-                gamma[k][j] = p.gamma ? gamma[k][j] + p.weight_offset : R(1);
+                of.gamma[k][j] = p.gamma ? of.gamma[k][j] + p.weight_offset : R(1);
+            of.early = p.template addend<V>(at(k), valid(k));
+            P::prepare(of.early, valid(k), of.gamma[k]);
         }
+        return of;
+    }
+
+    WF_ON_DEVICE Addend addend_of(const P &p, const Factors &of, int k) const
+    {
+        return EARLY ? of.early : p.template addend<V>(at(k), valid(k));
+    }
+
+    /* Of the k-th vector, xhat. */
+    WF_ON_DEVICE void normalize(const P &p, const Held &held, const Stats<R> &s, const Factors &of, int k, R (&xhat)[V]) const
+    {
+        const Addend addend = addend_of(p, of, k);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            xhat[j] = P::normalized(held.x_at(k, j), s, of.gamma[k][j], addend, j);
     }
 
     /* The calling thread's part of sum g and sum g * xhat. */
-    WF_ON_DEVICE pair<R> sums(const Held &held, const Stats<R> &s, const R (&gamma)[VECTORS][V]) const
+    WF_ON_DEVICE pair<R> sums(const P &p, const Held &held, const Stats<R> &s, const Factors &of) const
     {
         pair<R> sum = {0, 0};
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
             R g[V], gx[V];
+            const Addend addend = addend_of(p, of, k);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                g[j] = gamma[k][j] * up(held.dy[k].v[j]);
-                gx[j] = g[j] * normalized(held.x_at(k, j), s);
+                const R dy = up(held.dy[k].v[j]);
+                g[j] = of.gamma[k][j] * dy;
+                gx[j] = P::product(g[j], dy, held.x_at(k, j), s, addend, j);
             }
             sum.g += tree_sum(g);
             sum.gx += tree_sum(gx);
@@ -122,26 +175,26 @@ template <class P, int G, int VECTORS> struct Columns {
         return sum;
     }
 
-    /* Of the k-th vector; early, while x and dy are on their way, unless there are two: then registers are short. */
-    static constexpr bool EARLY = VECTORS == 1;
+    /* Of the k-th vector. */
     WF_ON_DEVICE Beside beside(const P &p, const typename P::Source &source, int64_t row, bool present, int k) const
     {
         return p.template beside<V>(source, row, at(k), present ? valid(k) : 0);
     }
 
     WF_ON_DEVICE void write(const P &p, const typename P::Source &source, int64_t row, const Held &held, const Stats<R> &s,
-                            const R (&gamma)[VECTORS][V], pair<R> avg, const Beside &early) const
+                            const Factors &factors, pair<R> avg, const Beside &early) const
     {
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
-            const Beside of = EARLY ? early : beside(p, source, row, true, k);
-            R dx[V];
+            const Beside of = EARLY || P::LAST ? early : beside(p, source, row, true, k);
+            R dx[V], xhat[V];
+            normalize(p, held, s, factors, k, xhat);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                const R g = gamma[k][j] * up(held.dy[k].v[j]), xhat = normalized(held.x_at(k, j), s);
-                dx[j] = s.rstd * multiply_add(-xhat, avg.gx, g - avg.g);
+                const R g = factors.gamma[k][j] * up(held.dy[k].v[j]);
+                dx[j] = s.rstd * multiply_add(-xhat[j], avg.gx, g - avg.g);
             }
-            p.put_dx(row, at(k), valid(k), dx, of);
+            p.put_dx(row, at(k), valid(k), dx, !EARLY && P::LAST ? beside(p, source, row, true, k) : of);
         }
     }
 };
@@ -162,16 +215,20 @@ template <class P, int G, int VECTORS> struct Gradients {
                 dgamma[k][j] = dbeta[k][j] = 0;
     }
 
-    WF_ON_DEVICE void add(const typename Mine::Held &held, const Stats<R> &s)
+    WF_ON_DEVICE void add(const P &p, const Mine &columns, const typename Mine::Held &held, const Stats<R> &s,
+                          const typename Mine::Factors &of)
     {
 #pragma unroll
-        for (int k = 0; k < VECTORS; k++)
+        for (int k = 0; k < VECTORS; k++) {
+            R xhat[V];
+            columns.normalize(p, held, s, of, k, xhat);
 #pragma unroll
             for (int j = 0; j < V; j++) {
                 const R dy = up(held.dy[k].v[j]);
-                dgamma[k][j] = multiply_add(dy, normalized(held.x_at(k, j), s), dgamma[k][j]);
+                dgamma[k][j] = multiply_add(dy, xhat[j], dgamma[k][j]);
                 dbeta[k][j] += dy;
             }
+        }
     }
 
     WF_ON_DEVICE void write(const P &p, int64_t part, const Mine &columns) const
@@ -318,8 +375,7 @@ __global__ void __launch_bounds__(block_of<G>, threads_at_once<P, VECTORS> / blo
         const auto s = stats_at(p, begin + i);
         stats[3 * i] = s.mean, stats[3 * i + 1] = s.mean_lo, stats[3 * i + 2] = s.rstd;
     }
-    R gamma[VECTORS][V];
-    columns.load_gamma(p, gamma);
+    const typename Mine::Factors factors = columns.factors(p);
     Gradients<P, G, VECTORS> gradients;
     __syncthreads();
 
@@ -337,17 +393,17 @@ __global__ void __launch_bounds__(block_of<G>, threads_at_once<P, VECTORS> / blo
         slot = slot == SLOTS - 1 ? 0 : slot + 1;
         const int at = 3 * (int)(row - begin);
         const Stats<R> s = present ? Stats<R>{stats[at], stats[at + 1], stats[at + 2]} : Stats<R>{0, 0, 0};
-        gradients.add(held, s);
+        gradients.add(p, columns, held, s, factors);
         if (!p.needs_dx)
             continue;
-        pair<R> sum = columns.sums(held, s, gamma);
+        pair<R> sum = columns.sums(p, held, s, factors);
         if constexpr (G <= 32)
             sum = lanes_sums<G>(sum);
         else
             sum = row_sums<WARPS>(sum, scratch + turn * WARPS, clustered);
         turn ^= 1;
         if (present)
-            columns.write(p, source, row, held, s, gamma, {p.centered ? sum.g * p.share : R(0), sum.gx * p.share}, beside);
+            columns.write(p, source, row, held, s, factors, {p.centered ? sum.g * p.share : R(0), sum.gx * p.share}, beside);
     }
     if (p.partial) {
         if constexpr (G <= 32)
@@ -389,16 +445,15 @@ template <class P> WF_ON_DEVICE typename Segment<P>::Held load_segment(const P &
 template <class P> __global__ void __launch_bounds__(WIDE, 2) layernorm_backward_sums__segments(P p)
 {
     using R = typename P::R;
-    constexpr int V = Segment<P>::V, WARPS = WIDE / 32;
+    constexpr int WARPS = WIDE / 32;
     WF_SHARED(pair<R>, scratch, 2 * WARPS);
     int turn = 0;
     for (int64_t i = blockIdx.x; i < p.rows * p.segments; i += gridDim.x, turn ^= 1) {
         const auto columns = segment_at<P>(p.cols, i % p.segments);
         const int64_t row = i / p.segments;
         const auto held = load_segment(p, columns, row);
-        R gamma[1][V];
-        columns.load_gamma(p, gamma);
-        const pair<R> sum = row_sums<WARPS>(columns.sums(held, stats_at(p, row), gamma), scratch + turn * WARPS, false);
+        const pair<R> mine = columns.sums(p, held, stats_at(p, row), columns.factors(p));
+        const pair<R> sum = row_sums<WARPS>(mine, scratch + turn * WARPS, false);
         if (threadIdx.x == 0) {
             dev::store(p.sums, i * 2, sum.g);
             dev::store(p.sums, i * 2 + 1, sum.gx);
@@ -430,21 +485,18 @@ template <class P> __global__ void __launch_bounds__(WIDE) layernorm_backward_av
 /* One block per segment of a run of rows, which it reads a second time: first what was read last, it may still be near. */
 template <class P> __global__ void __launch_bounds__(WIDE, P::PLAIN ? 2 : 1) layernorm_backward_dx__segments(P p)
 {
-    using R = typename P::R;
-    constexpr int V = Segment<P>::V;
     const typename P::Source source(p);
     const int64_t item = gridDim.x - 1 - blockIdx.x, part = item / p.segments;
     const auto columns = segment_at<P>(p.cols, item % p.segments);
-    R gamma[1][V];
-    columns.load_gamma(p, gamma);
+    const auto factors = columns.factors(p);
     Gradients<P, WIDE, 1> gradients;
     for (int64_t row = part * p.run; row < smallest(p.rows, (part + 1) * p.run); row++) {
         const auto held = load_segment(p, columns, row);
         const auto s = stats_at(p, row);
         if (p.needs_dx)
-            columns.write(p, source, row, held, s, gamma, {dev::load(p.avg, row * 2), dev::load(p.avg, row * 2 + 1)},
+            columns.write(p, source, row, held, s, factors, {dev::load(p.avg, row * 2), dev::load(p.avg, row * 2 + 1)},
                           columns.beside(p, source, row, true, 0));
-        gradients.add(held, s);
+        gradients.add(p, columns, held, s, factors);
     }
     if (p.partial)
         gradients.write(p, part, columns);

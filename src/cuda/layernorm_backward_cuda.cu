@@ -6,7 +6,7 @@ namespace
 
 template <class T, class W> struct Plain : Backward<T, T, dev::global<const W>> {
     using typename Backward<T, T, dev::global<const W>>::R;
-    static constexpr bool PLAIN = true;
+    static constexpr bool PLAIN = true, LAST = false;
     struct Source {
         explicit WF_ON_DEVICE Source(const Plain &) {}
     };
@@ -74,6 +74,15 @@ template <class F> void run_and_finish(const Problem &p, Run &run, const Runs &r
     });
 }
 
+/* f(what a sum's backward pass is given), as a constant. */
+template <class F> void with_given(const Problem &p, F f)
+{
+    if (p.from_output)
+        f(std::integral_constant<Given, Given::OUTPUT>());
+    else
+        f(std::integral_constant<Given, Given::SUM>());
+}
+
 /* What the next step of the ladder does with the same bits is not compiled for sums. */
 template <int G, int VECTORS> constexpr bool for_sums = G < WIDE || VECTORS == 2;
 
@@ -94,7 +103,7 @@ template <int G, int VECTORS> void registers_launch(const Problem &p, Run &run)
     run_and_finish(p, run, runs, [&] {
         if constexpr (for_sums<G, VECTORS>)
             if (p.add.present)
-                return sum_in_registers_launch<G, VECTORS>(p, runs, run);
+                return with_given(p, [&](auto given) { sum_in_registers_launch<given.value, G, VECTORS>(p, runs, run); });
         with_params(p, run, runs, [&](auto q) { start_in_registers<G, VECTORS>(q, runs, run); });
     });
 }
@@ -123,7 +132,7 @@ void cluster_launch(const Problem &p, Run &run)
     const Runs runs = runs_for(p, 1, cluster);
     run_and_finish(p, run, runs, [&] {
         if (p.add.present)
-            return sum_in_cluster_launch(p, cluster, runs, run);
+            return with_given(p, [&](auto given) { sum_in_cluster_launch<given.value>(p, cluster, runs, run); });
         with_params(p, run, runs, [&](auto q) { start_in_cluster(q, cluster, runs, run); });
     });
 }
@@ -145,7 +154,7 @@ void segments_launch(const Problem &p, Run &run)
     const Runs runs = segments_runs(p);
     run_and_finish(p, run, runs, [&] {
         if (p.add.present)
-            return sum_in_segments_launch(p, runs, run);
+            return with_given(p, [&](auto given) { sum_in_segments_launch<given.value>(p, runs, run); });
         with_params(p, run, runs, [&](auto q) { start_in_segments(q, runs, run); });
     });
 }

@@ -71,8 +71,9 @@ static const Operation *operation_of(const Case *c)
 {
     const Operation *op = operations;
     const bool        activated = op_is_backward(c->op) && c->activation;
-    const char *const part = case_adds(c)               ? "sum"
-                             : activated                  ? "x_in"
+    const char *const part = c->add & ADD_OUTPUT        ? "y"
+                             : case_adds(c)             ? "sum"
+                             : activated                ? "x_in"
                              : c->flags & WF_GIVEN_MASK ? "mask"
                                                         : NULL; /* only the wanted one has it */
     while (strcmp(op->name, op_name(c->op)) || (part && !api_buffer(op, part)))
