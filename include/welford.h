@@ -246,7 +246,18 @@ WF_API size_t wf_rmsnorm_backward_workspace(const wf_rmsnorm *what, wf_backend b
 
 /* ---- GroupNorm ---------------------------------------------------------------------------------------------------
  * As LayerNorm, but over the c / groups channels of each group and hw, gamma and beta per channel. groups = 1 is
- * LayerNorm over [c, hw] with an affine map per channel; groups = c is InstanceNorm. */
+ * LayerNorm over [c, hw] with an affine map per channel; groups = c is InstanceNorm.
+ *
+ * Activation. GroupNorm, BatchNorm and InstanceNorm may end in a residual and an activation, in the same pass:
+ *     z = (x - mean) * rstd * gamma + beta + residual,   y = activation(z)
+ * z is not rounded to y's dtype, nor saved. The backward pass has it again from x and forward's other inputs, by the same
+ * operations: with forward's mean_lo, if that is not 0, whether z <= 0 is decided as there. Or, for WF_RELU and for
+ * WF_LEAKY_RELU with slope > 0, it takes y, of which the sign is that of z (0 if it was rounded to 0), and neither beta nor
+ * residual is read. With
+ *     dz = dy * activation'(z)
+ * all gradients are those of the norm with dz for dy, and dresidual = dz; what is summed is dz before it is rounded to
+ * dresidual's dtype. y is within activation's error of what any z within the bar above gives, and dz of what that z gives:
+ * a z within its bar of 0 may be on either side of it. */
 typedef struct wf_groupnorm {
     size_t    size;
     wf_dtype  x_dtype, w_dtype;  /* as wf_layernorm                                                 */
@@ -254,17 +265,24 @@ typedef struct wf_groupnorm {
     uint32_t  flags;             /* WF_ACCUMULATE                                                   */
     int64_t   n, c, hw, groups;  /* groups > 0 divides c                                            */
     double    eps;
+    wf_activation activation;    /* of y                                                            */
+    uint32_t  reserved;          /* 0                                                               */
+    double    slope;             /* finite; WF_LEAKY_RELU's                                         */
 } wf_groupnorm;
 typedef struct wf_groupnorm_forward_args {
     size_t      size;
     const void *x, *gamma, *beta;      /* x as layout says; gamma, beta [c]; gamma NULL = 1, beta NULL = 0 */
     void       *y;                     /* as x; may be x                                            */
     void       *mean, *rstd, *mean_lo; /* [n, groups], for the backward pass; NULL = not wanted     */
+    const void *residual;              /* as x; NULL = 0                                            */
 } wf_groupnorm_forward_args;
 typedef struct wf_groupnorm_backward_args {
     size_t      size;
     const void *dy, *x, *gamma, *mean, *rstd, *mean_lo; /* dy, x, mean, rstd always needed          */
     void       *dx, *dgamma, *dbeta;                    /* as x, [c], [c]; NULL = not wanted; dx may be dy */
+    const void *beta, *residual;       /* as in the forward pass; read for an activation only       */
+    const void *y;                     /* as x, in place of both, for WF_RELU and WF_LEAKY_RELU, slope > 0; NULL = not given */
+    void       *dresidual;             /* as x; may be dy, if dx is not; NULL = not wanted          */
 } wf_groupnorm_backward_args;
 WF_API wf_status wf_groupnorm_forward(const wf_groupnorm *what, const wf_groupnorm_forward_args *with,
                                       const wf_exec *where);
@@ -291,6 +309,9 @@ typedef struct wf_batchnorm {
     int64_t   n, c, hw;
     double    eps;
     double    momentum;          /* weight of the NEW value, 0 to 1; train only                     */
+    wf_activation activation;    /* from here on: as wf_groupnorm                                   */
+    uint32_t  reserved;
+    double    slope;
 } wf_batchnorm;
 typedef struct wf_batchnorm_train_args {
     size_t      size;
@@ -299,6 +320,7 @@ typedef struct wf_batchnorm_train_args {
     void       *running_mean_out, *running_var_out; /* [c]; may be the same buffers                 */
     void       *y;                                 /* as x; may be x                                */
     void       *mean, *rstd, *mean_lo;             /* [c], of this batch, for the backward pass; NULL = not wanted */
+    const void *residual;                          /* as x; NULL = 0                                */
 } wf_batchnorm_train_args;
 typedef struct wf_batchnorm_infer_args {
     size_t      size;
@@ -307,11 +329,14 @@ typedef struct wf_batchnorm_infer_args {
     void       *y;                                 /* as x; may be x                                */
     void       *rstd;                              /* [c], for a WF_FROZEN backward, with running_mean as its mean; NULL =
                                                       not wanted                                    */
+    const void *residual;                          /* as x; NULL = 0                                */
 } wf_batchnorm_infer_args;
 typedef struct wf_batchnorm_backward_args {
     size_t      size;
     const void *dy, *x, *gamma, *mean, *rstd, *mean_lo; /* dy, x, mean, rstd [c] always needed      */
     void       *dx, *dgamma, *dbeta;                    /* as x, [c], [c]; NULL = not wanted; dx may be dy */
+    const void *beta, *residual, *y;                    /* as wf_groupnorm_backward_args            */
+    void       *dresidual;
 } wf_batchnorm_backward_args;
 WF_API wf_status wf_batchnorm_train(const wf_batchnorm *what, const wf_batchnorm_train_args *with,
                                     const wf_exec *where);
@@ -336,6 +361,9 @@ typedef struct wf_instancenorm {
     int64_t   n, c, hw;
     double    eps;
     double    momentum;          /* weight of the NEW value, 0 to 1; train only                     */
+    wf_activation activation;    /* from here on: as wf_groupnorm                                   */
+    uint32_t  reserved;
+    double    slope;
 } wf_instancenorm;
 typedef struct wf_instancenorm_train_args {
     size_t      size;
@@ -344,6 +372,7 @@ typedef struct wf_instancenorm_train_args {
     void       *running_mean_out, *running_var_out; /* [c]; may be the same buffers                 */
     void       *y;                                  /* as x; may be x                               */
     void       *mean, *rstd, *mean_lo;              /* [n, c], for the backward pass; NULL = not wanted */
+    const void *residual;                           /* as x; NULL = 0                               */
 } wf_instancenorm_train_args;
 typedef struct wf_instancenorm_infer_args {
     size_t      size;
@@ -351,11 +380,14 @@ typedef struct wf_instancenorm_infer_args {
     void       *y;                                  /* as x; may be x                               */
     void       *rstd;                               /* [c], for a WF_FROZEN backward, with running_mean as its mean; NULL =
                                                        not wanted                                   */
+    const void *residual;                           /* as x; NULL = 0                               */
 } wf_instancenorm_infer_args;
 typedef struct wf_instancenorm_backward_args {
     size_t      size;
     const void *dy, *x, *gamma, *mean, *rstd, *mean_lo; /* mean, rstd [n, c], needed; [c] with WF_FROZEN */
     void       *dx, *dgamma, *dbeta;                    /* as x, [c], [c]; NULL = not wanted; dx may be dy */
+    const void *beta, *residual, *y;                    /* as wf_groupnorm_backward_args            */
+    void       *dresidual;
 } wf_instancenorm_backward_args;
 WF_API wf_status wf_instancenorm_train(const wf_instancenorm *what, const wf_instancenorm_train_args *with,
                                        const wf_exec *where);

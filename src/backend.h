@@ -57,6 +57,17 @@ struct channelnorm_shape {
     bool      across_batch;
     int64_t   n, c, hw, groups;
 };
+
+/* y = activation(z), z = norm + residual. Backward: z again, from x, beta and residual, or y, whose sign it has; and
+ * dresidual = dy * activation'(z), which is for the norm what dy is without. */
+struct activation {
+    bool          present; /* else nothing below counts */
+    wf_activation kind;
+    double        slope; /* to be rounded to the arithmetic type */
+    const void   *residual;
+    const void   *beta, *y; /* backward; with y neither beta nor residual */
+    void         *dresidual;
+};
 struct channelnorm_forward {
     struct channelnorm_shape shape;
     bool                     known;    /* statistics are not taken from x but from running_*_in, [c]; implies across_batch */
@@ -66,6 +77,7 @@ struct channelnorm_forward {
     const void              *running_mean_in, *running_var_in;
     void                    *running_mean_out, *running_var_out; /* moved by the average over samples of their statistics */
     void                    *y, *mean, *mean_lo, *rstd;
+    struct activation        act;
 };
 struct channelnorm_backward {
     struct channelnorm_shape shape;
@@ -73,6 +85,7 @@ struct channelnorm_backward {
     bool                     accumulate;
     const void              *dy, *x, *gamma, *mean, *mean_lo, *rstd;
     void                    *dx, *dgamma, *dbeta;
+    struct activation        act;
 };
 
 /* y = keep(u) ? x * scale [+ shift] : dropped. Fused: y = residual + that of act(x + bias); backward, x being dy, y is that

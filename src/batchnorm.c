@@ -5,7 +5,7 @@ static struct channelnorm_shape import_what(struct call *call, wf_batchnorm *w, 
 {
     call_import(call, "what", w, sizeof *w, what);
     check_dtypes(call, w->x_dtype, w->w_dtype);
-    check_flags(call, w->flags, WF_ACCUMULATE | WF_FROZEN | WF_BIASED, 0);
+    check_flags(call, w->flags, WF_ACCUMULATE | WF_FROZEN | WF_BIASED, w->reserved);
     check_channels(call, w->layout, w->n, w->c, w->hw);
     check_eps(call, w->eps);
     check_fraction(call, "momentum", w->momentum);
@@ -32,6 +32,7 @@ static void check_values(struct call *call, const wf_batchnorm *w, bool across_b
 static struct channelnorm_forward import_train(struct call *call, wf_batchnorm *w, bool across_batch, const void *what)
 {
     struct channelnorm_forward p = {.shape = import_what(call, w, across_batch, what)};
+    p.act = channelnorm_activation(call, w->activation, w->slope);
     p.unbiased = !(w->flags & WF_BIASED);
     p.eps = w->eps;
     p.momentum = w->momentum;
@@ -43,6 +44,7 @@ static struct channelnorm_forward import_train(struct call *call, wf_batchnorm *
 static struct channelnorm_forward import_infer(struct call *call, wf_batchnorm *w, const void *what)
 {
     struct channelnorm_forward p = {.shape = import_what(call, w, true, what), .known = true};
+    p.act = channelnorm_activation(call, w->activation, w->slope);
     p.eps = w->eps;
     return p;
 }
@@ -51,6 +53,7 @@ static struct channelnorm_backward import_backward(struct call *call, wf_batchno
                                                    const void *what)
 {
     struct channelnorm_backward p = {.shape = import_what(call, w, across_batch, what)};
+    p.act = channelnorm_activation(call, w->activation, w->slope);
     p.accumulate = w->flags & WF_ACCUMULATE;
     p.frozen = w->flags & WF_FROZEN;
     p.shape.across_batch |= p.frozen;
@@ -72,6 +75,7 @@ wf_status batchnorm_train(const char *operation, bool across_batch, const void *
     p.running_mean_in = a.running_mean_in, p.running_var_in = a.running_var_in;
     p.running_mean_out = a.running_mean_out, p.running_var_out = a.running_var_out;
     p.y = a.y, p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
+    p.act.residual = a.residual;
     return channelnorm_solve_forward(&call, &p);
 }
 
@@ -86,6 +90,7 @@ wf_status batchnorm_infer(const char *operation, const void *what, const void *w
     p.x = a.x, p.gamma = a.gamma, p.beta = a.beta;
     p.running_mean_in = a.running_mean, p.running_var_in = a.running_var;
     p.y = a.y, p.rstd = a.rstd;
+    p.act.residual = a.residual;
     return channelnorm_solve_forward(&call, &p);
 }
 
@@ -101,6 +106,7 @@ wf_status batchnorm_backward(const char *operation, bool across_batch, const voi
     p.dy = a.dy, p.x = a.x, p.gamma = a.gamma;
     p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
     p.dx = a.dx, p.dgamma = a.dgamma, p.dbeta = a.dbeta;
+    p.act.beta = a.beta, p.act.residual = a.residual, p.act.y = a.y, p.act.dresidual = a.dresidual;
     return channelnorm_solve_backward(&call, &p);
 }
 

@@ -1,5 +1,11 @@
 #include "channelnorm.h"
 
+struct activation channelnorm_activation(struct call *call, wf_activation kind, double slope)
+{
+    check_activation(call, kind, slope);
+    return (struct activation){.present = kind != WF_ACTIVATION_NONE, .kind = kind, .slope = slope};
+}
+
 static struct buffer_shape activations(const struct channelnorm_shape *s)
 {
     return vector_of(s->x_dtype, s->n * s->c * s->hw);
@@ -15,7 +21,7 @@ static struct buffer_shape statistics(const struct channelnorm_shape *s)
     return vector_of(wf_statistics_dtype(s->x_dtype), s->across_batch ? s->c : s->n * s->groups);
 }
 
-wf_status channelnorm_solve_forward(struct call *call, const struct channelnorm_forward *p)
+wf_status channelnorm_solve_forward(struct call *call, struct channelnorm_forward *p)
 {
     const struct channelnorm_shape *s = &p->shape;
     const struct buffer_shape       running = vector_of(wf_statistics_dtype(s->x_dtype), s->c);
@@ -36,10 +42,30 @@ wf_status channelnorm_solve_forward(struct call *call, const struct channelnorm_
     check_output(call, "mean", p->mean, statistics(s), OPTIONAL, -1);
     check_output(call, "rstd", p->rstd, statistics(s), OPTIONAL, -1);
     check_output(call, "mean_lo", p->mean_lo, statistics(s), OPTIONAL, -1);
+    check_input(call, "residual", p->act.residual, activations(s), OPTIONAL);
+    p->act.present |= !!p->act.residual;
     return call_close(call, call_ready(call) ? call->backend->channelnorm_forward(p, call) : call->status);
 }
 
-wf_status channelnorm_solve_backward(struct call *call, const struct channelnorm_backward *p)
+/* y has the sign of z, where the activation keeps it. What is not read need not be right. */
+static void check_gradient(struct call *call, const struct channelnorm_shape *s, struct activation *act, int dy)
+{
+    act->present |= !!act->dresidual;
+    if (act->kind == WF_ACTIVATION_NONE || act->y)
+        act->beta = act->residual = NULL;
+    if (act->kind == WF_ACTIVATION_NONE)
+        act->y = NULL;
+    if (!act->present)
+        return;
+    const bool keeps_sign = act->kind == WF_RELU || (act->kind == WF_LEAKY_RELU && act->slope > 0);
+    check_that(call, !act->y || keeps_sign, "y = %p, only for WF_RELU, or WF_LEAKY_RELU with slope > 0", act->y);
+    check_input(call, "beta", act->beta, parameters(s), OPTIONAL);
+    check_input(call, "residual", act->residual, activations(s), OPTIONAL);
+    check_input(call, "y", act->y, activations(s), OPTIONAL);
+    check_output(call, "dresidual", act->dresidual, activations(s), OPTIONAL, dy);
+}
+
+wf_status channelnorm_solve_backward(struct call *call, struct channelnorm_backward *p)
 {
     const struct channelnorm_shape *s = &p->shape;
     const int                       dy = check_input(call, "dy", p->dy, activations(s), NEEDED);
@@ -51,5 +77,6 @@ wf_status channelnorm_solve_backward(struct call *call, const struct channelnorm
     check_output(call, "dx", p->dx, activations(s), OPTIONAL, dy);
     check_output(call, "dgamma", p->dgamma, parameters(s), OPTIONAL, -1);
     check_output(call, "dbeta", p->dbeta, parameters(s), OPTIONAL, -1);
+    check_gradient(call, s, &p->act, dy);
     return call_close(call, call_ready(call) ? call->backend->channelnorm_backward(p, call) : call->status);
 }

@@ -4,9 +4,12 @@
 
 #include "call.h"
 
+/* What `what` says of it, checked. */
+struct activation channelnorm_activation(struct call *call, wf_activation kind, double slope);
+
 /* Checks the buffers and solves. */
-wf_status channelnorm_solve_forward(struct call *call, const struct channelnorm_forward *p);
-wf_status channelnorm_solve_backward(struct call *call, const struct channelnorm_backward *p);
+wf_status channelnorm_solve_forward(struct call *call, struct channelnorm_forward *p);
+wf_status channelnorm_solve_backward(struct call *call, struct channelnorm_backward *p);
 
 /* BatchNorm's three directions, and InstanceNorm's, whose structs have the same fields: across_batch tells them apart.
  * what is a wf_batchnorm, with a wf_batchnorm_..._args, of whatever size the caller states. */

@@ -5,7 +5,7 @@ static struct channelnorm_shape import_what(struct call *call, wf_groupnorm *w, 
 {
     CALL_IMPORT(call, *w, what);
     check_dtypes(call, w->x_dtype, w->w_dtype);
-    check_flags(call, w->flags, WF_ACCUMULATE, 0);
+    check_flags(call, w->flags, WF_ACCUMULATE, w->reserved);
     check_channels(call, w->layout, w->n, w->c, w->hw);
     check_that(call, w->groups > 0 && w->c % w->groups == 0, "groups = %lld, must be > 0 and divide c = %lld",
                (long long)w->groups, (long long)w->c);
@@ -28,9 +28,11 @@ wf_status wf_groupnorm_forward(const wf_groupnorm *what, const wf_groupnorm_forw
     wf_groupnorm_forward_args a;
     call_open(&call, "groupnorm_forward", where);
     struct channelnorm_forward p = {.shape = import_what(&call, &w, what), .eps = w.eps};
+    p.act = channelnorm_activation(&call, w.activation, w.slope);
     call_import_args(&call, &a, sizeof a, with);
     p.x = a.x, p.gamma = a.gamma, p.beta = a.beta;
     p.y = a.y, p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
+    p.act.residual = a.residual;
     return channelnorm_solve_forward(&call, &p);
 }
 
@@ -41,10 +43,12 @@ wf_status wf_groupnorm_backward(const wf_groupnorm *what, const wf_groupnorm_bac
     wf_groupnorm_backward_args a;
     call_open(&call, "groupnorm_backward", where);
     struct channelnorm_backward p = {.shape = import_what(&call, &w, what), .accumulate = w.flags & WF_ACCUMULATE};
+    p.act = channelnorm_activation(&call, w.activation, w.slope);
     call_import_args(&call, &a, sizeof a, with);
     p.dy = a.dy, p.x = a.x, p.gamma = a.gamma;
     p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
     p.dx = a.dx, p.dgamma = a.dgamma, p.dbeta = a.dbeta;
+    p.act.beta = a.beta, p.act.residual = a.residual, p.act.y = a.y, p.act.dresidual = a.dresidual;
     return channelnorm_solve_backward(&call, &p);
 }
 
@@ -53,7 +57,8 @@ size_t wf_groupnorm_forward_workspace(const wf_groupnorm *what, wf_backend backe
     struct call  call;
     wf_groupnorm w;
     call_open_query(&call, "groupnorm_forward", backend);
-    const struct channelnorm_forward p = {.shape = import_what(&call, &w, what)};
+    struct channelnorm_forward p = {.shape = import_what(&call, &w, what)};
+    p.act = channelnorm_activation(&call, w.activation, w.slope);
     return call_ready(&call) ? call.backend->channelnorm_forward_workspace(&p) : 0;
 }
 
@@ -62,6 +67,7 @@ size_t wf_groupnorm_backward_workspace(const wf_groupnorm *what, wf_backend back
     struct call  call;
     wf_groupnorm w;
     call_open_query(&call, "groupnorm_backward", backend);
-    const struct channelnorm_backward p = {.shape = import_what(&call, &w, what)};
+    struct channelnorm_backward p = {.shape = import_what(&call, &w, what)};
+    p.act = channelnorm_activation(&call, w.activation, w.slope);
     return call_ready(&call) ? call.backend->channelnorm_backward_workspace(&p) : 0;
 }

@@ -6,10 +6,10 @@
     _Static_assert(sizeof(wf_instancenorm##suffix) == sizeof(wf_batchnorm##suffix) &&                                  \
                        offsetof(wf_instancenorm##suffix, last) == offsetof(wf_batchnorm##suffix, last),                \
                    "wf_instancenorm" #suffix " is wf_batchnorm" #suffix)
-SAME_STRUCT(, momentum);
-SAME_STRUCT(_train_args, mean_lo);
-SAME_STRUCT(_infer_args, rstd);
-SAME_STRUCT(_backward_args, dbeta);
+SAME_STRUCT(, slope);
+SAME_STRUCT(_train_args, residual);
+SAME_STRUCT(_infer_args, residual);
+SAME_STRUCT(_backward_args, dresidual);
 
 wf_status wf_instancenorm_train(const wf_instancenorm *what, const wf_instancenorm_train_args *with,
                                 const wf_exec *where)

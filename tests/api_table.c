@@ -18,7 +18,10 @@
 #define CHANNEL_FIELDS(what)                                                                                           \
     FIELD(what, x_dtype, FIELD_X_DTYPE), FIELD(what, layout, FIELD_LAYOUT), FIELD(what, flags, FIELD_FLAGS),           \
         FIELD(what, n, FIELD_SIZE), FIELD(what, c, FIELD_SIZE), FIELD(what, hw, FIELD_SIZE)
-#define NORM_FIELDS(what) CHANNEL_FIELDS(what), FIELD(what, w_dtype, FIELD_W_DTYPE), FIELD(what, eps, FIELD_EPS)
+#define NORM_FIELDS(what)                                                                                              \
+    CHANNEL_FIELDS(what), FIELD(what, w_dtype, FIELD_W_DTYPE), FIELD(what, eps, FIELD_EPS),                            \
+        FIELD(what, activation, FIELD_ACTIVATION), FIELD(what, reserved, FIELD_RESERVED),                              \
+        FIELD(what, slope, FIELD_FINITE)
 
 #define NEEDED(with, name, extent) {#name, offsetof(with, name), extent, 0, 1, NULL}
 #define OPTIONAL(with, name, extent) {#name, offsetof(with, name), extent, 0, 0, NULL}
@@ -44,6 +47,10 @@
         NEEDED(with, mean, statistics), NEEDED(with, rstd, statistics), OPTIONAL(with, mean_lo, statistics),           \
         WANTED(with, dx, EXTENT_DX, "dy"), WANTED(with, dgamma, EXTENT_PARAMETER, NULL),                               \
         WANTED(with, dbeta, EXTENT_PARAMETER, NULL)
+/* The channel norms' activation; y, which the backward pass may take in place of beta and residual, is test_activation.c's. */
+#define ENDING(with) OPTIONAL(with, residual, EXTENT_X)
+#define ENDING_BACKWARD(with)                                                                                          \
+    OPTIONAL(with, beta, EXTENT_PARAMETER), OPTIONAL(with, residual, EXTENT_X), WANTED(with, dresidual, EXTENT_DX, "dy")
 /* Norms of a sum. */
 #define SUM_FIELDS(what)                                                                                               \
     ROW_FIELDS(what), FIELD(what, p, FIELD_FRACTION), FIELD(what, residual_stride, FIELD_STRIDE),                      \
@@ -129,24 +136,28 @@ const Operation operations[OPERATIONS] = {
       GRADIENTS(wf_rmsnorm_backward_args)}},
     {OPERATION(groupnorm_forward, wf_groupnorm), sizeof(wf_groupnorm_forward_args), WF_ACCUMULATE,
      {NORM_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
-     {FORWARD_BUFFERS(wf_groupnorm_forward_args, EXTENT_GROUPS)}},
+     {FORWARD_BUFFERS(wf_groupnorm_forward_args, EXTENT_GROUPS), ENDING(wf_groupnorm_forward_args)}},
     {OPERATION(groupnorm_backward, wf_groupnorm), sizeof(wf_groupnorm_backward_args), WF_ACCUMULATE,
      {NORM_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
-     {BACKWARD_BUFFERS(wf_groupnorm_backward_args, EXTENT_GROUPS)}},
+     {BACKWARD_BUFFERS(wf_groupnorm_backward_args, EXTENT_GROUPS), ENDING_BACKWARD(wf_groupnorm_backward_args)}},
     {OPERATION(batchnorm_train, wf_batchnorm), sizeof(wf_batchnorm_train_args), CHANNEL_FLAGS,
      {NORM_FIELDS(wf_batchnorm), FIELD(wf_batchnorm, momentum, FIELD_FRACTION)},
-     {FORWARD_BUFFERS(wf_batchnorm_train_args, EXTENT_CHANNELS), RUNNING_BUFFERS(wf_batchnorm_train_args)}},
+     {FORWARD_BUFFERS(wf_batchnorm_train_args, EXTENT_CHANNELS), RUNNING_BUFFERS(wf_batchnorm_train_args),
+      ENDING(wf_batchnorm_train_args)}},
     {OPERATION(batchnorm_infer, wf_batchnorm), sizeof(wf_batchnorm_infer_args), CHANNEL_FLAGS,
-     {NORM_FIELDS(wf_batchnorm)}, {INFER_BUFFERS(wf_batchnorm_infer_args)}},
+     {NORM_FIELDS(wf_batchnorm)}, {INFER_BUFFERS(wf_batchnorm_infer_args), ENDING(wf_batchnorm_infer_args)}},
     {OPERATION(batchnorm_backward, wf_batchnorm), sizeof(wf_batchnorm_backward_args), CHANNEL_FLAGS,
-     {NORM_FIELDS(wf_batchnorm)}, {BACKWARD_BUFFERS(wf_batchnorm_backward_args, EXTENT_CHANNELS)}},
+     {NORM_FIELDS(wf_batchnorm)},
+     {BACKWARD_BUFFERS(wf_batchnorm_backward_args, EXTENT_CHANNELS), ENDING_BACKWARD(wf_batchnorm_backward_args)}},
     {OPERATION(instancenorm_train, wf_instancenorm), sizeof(wf_instancenorm_train_args), CHANNEL_FLAGS,
      {NORM_FIELDS(wf_instancenorm), FIELD(wf_instancenorm, momentum, FIELD_FRACTION)},
-     {FORWARD_BUFFERS(wf_instancenorm_train_args, EXTENT_INSTANCES), RUNNING_BUFFERS(wf_instancenorm_train_args)}},
+     {FORWARD_BUFFERS(wf_instancenorm_train_args, EXTENT_INSTANCES), RUNNING_BUFFERS(wf_instancenorm_train_args),
+      ENDING(wf_instancenorm_train_args)}},
     {OPERATION(instancenorm_infer, wf_instancenorm), sizeof(wf_instancenorm_infer_args), CHANNEL_FLAGS,
-     {NORM_FIELDS(wf_instancenorm)}, {INFER_BUFFERS(wf_instancenorm_infer_args)}},
+     {NORM_FIELDS(wf_instancenorm)}, {INFER_BUFFERS(wf_instancenorm_infer_args), ENDING(wf_instancenorm_infer_args)}},
     {OPERATION(instancenorm_backward, wf_instancenorm), sizeof(wf_instancenorm_backward_args), CHANNEL_FLAGS,
-     {NORM_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES)}},
+     {NORM_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES),
+      ENDING_BACKWARD(wf_instancenorm_backward_args)}},
     {OPERATION(dropout_forward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
      {FUSED_FIELDS},
      {DROPOUT_BUFFERS("x|residual"), WANTED(wf_dropout_args, mask, EXTENT_MASK, NULL),
@@ -379,6 +390,8 @@ void api_begin(ApiCall *c, const Operation *op, int64_t rows)
         api_set_integer(c, "flags", WF_GIVEN_MASK);
     if (api_buffer(op, "x_in"))
         api_set_integer(c, "activation", WF_GELU);
+    if (api_field(op, "activation") && api_field(op, "eps"))
+        api_set_integer(c, "activation", WF_RELU);
     api_fit(c);
 }
 

@@ -33,7 +33,7 @@ static const char *const layouts[]  = { "nchw", "nhwc", NULL };
 static const char *const backends[] = { "cpu", "cuda", NULL };
 static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", "given_mask", "bias_f32", NULL };
 static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", "bias", "output",
-                                        NULL };
+                                        "y", NULL };
 static const char *const kinds[]    = { "dropout", "alpha", NULL };
 static const char *const activations[] = { "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", NULL };
 static const char *const fpmodes[]  = { "nearest", "up", "down", "zero", "flush", NULL };
@@ -67,7 +67,7 @@ static const struct Field {
     { "y_stride", MATRICES, offsetof(Case, y_stride), INT64, false, NULL },
     { "dx_stride", ROWS, offsetof(Case, dx_stride), INT64, false, NULL },
     { "dy_stride", ROWS, offsetof(Case, dy_stride), INT64, false, NULL },
-    { "add", ROWS | DROP, offsetof(Case, add), BITS, false, adds },
+    { "add", ROWS | CHANNELS | DROP, offsetof(Case, add), BITS, false, adds },
     { "drop", ROWS, offsetof(Case, drop), DOUBLE, false, NULL },
     { "residual_stride", ROWS, offsetof(Case, residual_stride), INT64, false, NULL },
     { "sum_stride", ROWS, offsetof(Case, sum_stride), INT64, false, NULL },
@@ -81,8 +81,8 @@ static const struct Field {
     { "weight_offset", 1 << RMSNORM | FOLDS, offsetof(Case, weight_offset), DOUBLE, false, NULL },
     { "kind", DROP, offsetof(Case, kind), WORD, false, kinds },
     { "p", DROP, offsetof(Case, p), DOUBLE, false, NULL },
-    { "activation", DROP, offsetof(Case, activation), WORD, false, activations },
-    { "slope", DROP, offsetof(Case, slope), DOUBLE, false, NULL },
+    { "activation", CHANNELS | DROP, offsetof(Case, activation), WORD, false, activations },
+    { "slope", CHANNELS | DROP, offsetof(Case, slope), DOUBLE, false, NULL },
     { "offset", DROP | ROWS, offsetof(Case, offset), UINT64, false, NULL },
     { "flags", ALL, offsetof(Case, flags), BITS, false, flags },
     { "running", MOVING, offsetof(Case, running), WORD, false, runnings },
@@ -105,8 +105,10 @@ const char *op_name(Op op) { return ops[op].name; }
 Norm op_norm(Op op) { return ops[op].norm; }
 bool op_is_backward(Op op) { return strstr(ops[op].name, "_backward") != NULL; }
 bool op_is_infer(Op op) { return strstr(ops[op].name, "_infer") != NULL; }
+static bool has_rows(const Case *c) { return ROWS >> ops[c->op].norm & 1; }
 bool op_is_fold(Op op) { return op_norm(op) == FOLD; }
-bool case_adds(const Case *c) { return ops[c->op].norm != DROPOUT && (c->add || c->drop > 0); }
+bool case_adds(const Case *c) { return has_rows(c) && (c->add || c->drop > 0); }
+bool case_ends(const Case *c) { return CHANNELS >> ops[c->op].norm & 1 && (c->add || c->activation); }
 bool case_fuses(const Case *c) { return ops[c->op].norm == DROPOUT && (c->add || c->activation); }
 wf_dtype case_sum_dtype(const Case *c) { return c->flags & WF_SUM_F32 ? WF_F32 : c->x; }
 const char *dtype_name(wf_dtype dtype) { return dtypes[dtype]; }
@@ -120,6 +122,7 @@ Case case_default(Op op)
     c.rows = c.cols = c.n = c.c = c.hw = c.groups = 1;
     c.eps = 1e-5;
     c.momentum = 0.1;
+    c.slope = 0.2;
     c.p = 0.5;
     c.seed = 1;
     return c;

@@ -37,10 +37,12 @@ enum { /* Case.null: the buffers given as NULL */
     NULL_BIAS = 4096
 };
 
-enum { /* Case.add: what LayerNorm and RMSNorm are given, or asked for, beside x and y */
+enum { /* Case.add: what LayerNorm and RMSNorm are given, or asked for, beside x and y; of the channel norms' ending a residual, its
+          gradient, and y in place of it in the backward pass */
     ADD_RESIDUAL = 1, ADD_SUM = 2, ADD_ROW_SCALE = 4, ADD_COL_SCALE = 8, ADD_DSUM = 16, ADD_DRESIDUAL = 32,
     ADD_BIAS = 64, /* dropout has this one, and forward a residual */
-    ADD_OUTPUT = 128 /* backward: y in place of the sum, of which the norm still was */
+    ADD_OUTPUT = 128, /* backward: y in place of the sum, of which the norm still was */
+    ADD_Y = 256
 };
 
 typedef enum Running { /* BatchNorm and InstanceNorm training: where the running statistics are */
@@ -70,8 +72,8 @@ typedef struct Case {
     Data       data;
     uint64_t   seed;
     Running    running;
-    int32_t    inplace;  /* 1: y is x, dx is dy; 2: sum is residual, dresidual is dsum, folded_bias is bias, y of dropout is
-                            residual or x_in; 3: both */
+    int32_t    inplace;  /* 1: y is x, dx is dy; 2: sum is residual, dresidual is dsum (channels: dy), folded_bias is bias, y of
+                            dropout is residual or x_in; 3: both */
     int32_t    misalign; /* elements by which every buffer is off its alignment */
     int32_t    threads;
     int32_t    pool; /* threads of a pool given as parallel_for; 0 = none */
@@ -91,6 +93,7 @@ bool        op_is_backward(Op);
 bool        op_is_infer(Op);
 bool        op_is_fold(Op);
 bool        case_adds(const Case *); /* a norm of a sum, not of x */
+bool        case_ends(const Case *); /* a channel norm with a residual or an activation */
 bool        case_fuses(const Case *); /* a dropout with something around it */
 wf_dtype    case_sum_dtype(const Case *);
 const char *dtype_name(wf_dtype);

@@ -222,6 +222,8 @@ Problem *problem_new(const Case *c)
     p->running_var = normals(stat, p->params, 0.25, -1, c->seed + 7);
     if (case_adds(c))
         addition_new(p);
+    else if (c->add & ADD_RESIDUAL)
+        p->residual = normals(c->x, p->count, 0, 1, c->seed + 8);
     if (op_is_fold(c->op) && !(c->null & NULL_BIAS))
         p->bias = normals(fold_bias_dtype(c), p->biases, 0, 1, c->seed + 12);
     if (c->running == RUNNING_NAN)

@@ -25,7 +25,7 @@ typedef struct Problem {
     int64_t  per_slot, per_param; /* elements of each */
     int32_t *slot, *param;
     Quad    *x, *dy; /* [count]; x: what is normalized */
-    Quad    *branch, *residual, *factor; /* [count], where x is a sum (oracle_sum.h); else NULL */
+    Quad    *branch, *residual, *factor; /* [count], where x is a sum (oracle_sum.h), or else y; NULL */
     Quad    *row_scale, *col_scale, *dsum;
     Quad    *output; /* [count], y as forward stored it, where a backward pass has it in place of x; else NULL */
     Quad    *bias; /* of a fold (oracle_fold.h): x is the weight; NULL where the case has none */

@@ -4,6 +4,7 @@
 #include <quadmath.h>
 #include <stdlib.h>
 
+#include "oracle_ending.h"
 #include "oracle_fold.h"
 #include "oracle_sum.h"
 
@@ -28,6 +29,20 @@ static bool frozen(const Problem *p)
 static Quad gamma_of(const Problem *p, const Quad *gamma, int64_t i)
 {
     return gamma ? (Quad)p->c->weight_offset + gamma[p->param[i]] : 1;
+}
+
+/* What y is before the activation, if there is one. */
+static Quad z_of(const Problem *p, const Quad *gamma, const Quad *beta, Quad xhat, int64_t i)
+{
+    return xhat * gamma_of(p, gamma, i) + (beta ? beta[p->param[i]] : 0) + (case_ends(p->c) && p->residual ? p->residual[i] : 0);
+}
+
+/* How far off z may be, where |xhat| is no more than that. */
+static double z_bar(const Problem *p, double xhat, Quad z, int64_t i)
+{
+    const double u = unit_roundoff(p), gamma = fabs((double)gamma_of(p, p->gamma, i));
+    const double beta = p->beta ? fabs((double)p->beta[p->param[i]]) : 0;
+    return 8 * u * (gamma * fmax(1, xhat) + beta) + (case_ends(p->c) && p->residual ? u * fabs((double)z) : 0);
 }
 
 static Quad *zeros(int64_t n) { return calloc((size_t)n + 1, sizeof(Quad)); }
@@ -77,7 +92,9 @@ void oracle_forward(const Problem *p, const Quad *x, const Quad *gamma, const Qu
     Statistics s = statistics(p, x);
     for (int64_t i = 0; i < p->count; i++) {
         Quad xhat = (x[i] - s.mean[p->slot[i]]) * s.rstd[p->slot[i]];
-        y[i] = xhat * gamma_of(p, gamma, i) + (beta ? beta[p->param[i]] : 0);
+        y[i] = z_of(p, gamma, beta, xhat, i);
+        if (case_ends(p->c))
+            y[i] = ending_value(p->c, y[i]);
     }
     free_statistics(s);
 }
@@ -110,10 +127,10 @@ static void solve_forward(const Problem *p, const Statistics *s, const bool *loo
     oracle_forward(p, p->x, p->gamma, p->beta, y->value);
     for (int64_t i = 0; i < p->count; i++) {
         const int32_t slot = p->slot[i];
-        double xhat = (double)((p->x[i] - s->mean[slot]) * s->rstd[slot]);
-        double gamma = fabs((double)gamma_of(p, p->gamma, i));
-        double beta = p->beta ? fabs((double)p->beta[p->param[i]]) : 0;
-        y->bar[i] = centered(p) ? 8 * u * (gamma * fmax(1, fabs(xhat)) + beta) : 6 * u * fabs((double)y->value[i]);
+        const Quad xhat = (p->x[i] - s->mean[slot]) * s->rstd[slot], z = z_of(p, p->gamma, p->beta, xhat, i);
+        y->bar[i] = centered(p) ? z_bar(p, fabs((double)xhat), z, i) : 6 * u * fabs((double)y->value[i]);
+        if (case_ends(p->c))
+            y->bar[i] = ending_value_bar(p->c, z, y->bar[i]);
         if (loose[slot])
             y->bar[i] = HUGE_VAL;
     }
@@ -186,6 +203,24 @@ static Quad normalized_of(const Problem *p, int64_t i)
     return (p->output[i] - (p->beta ? p->beta[p->param[i]] : 0)) / gamma_of(p, p->gamma, i);
 }
 
+/* What arrives at the norm, dz = dy activation'(z), z being had from y where that is given; off[i]: how far off it may be.
+ * dresidual is dz. */
+static void solve_ending(const Problem *p, const Quad *xhat, const double *widened, const bool *loose, Quad *dz, double *off,
+                         Expected *dresidual)
+{
+    const Case *c = p->c;
+    *dresidual = oracle_expected(p->count, c->x, true);
+    for (int64_t i = 0; i < p->count; i++) {
+        const Quad z = z_of(p, p->gamma, p->beta, xhat[i], i);
+        double bar = z_bar(p, fabs((double)xhat[i]), z, i);
+        bar += widened[p->slot[i]] * fabs((double)gamma_of(p, p->gamma, i)) + (c->add & ADD_Y ? least(c->x) : 0);
+        dz[i] = ending_gradient(c, z, p->dy[i]);
+        dresidual->value[i] = dz[i];
+        dresidual->bar[i] = loose[p->slot[i]] ? HUGE_VAL : ending_gradient_bar(c, z, bar, p->dy[i]);
+        off[i] = loose[p->slot[i]] ? 0 : dresidual->bar[i];
+    }
+}
+
 /* With g = gamma dy:  dx = rstd (g - mean(g) - xhat mean(g xhat)), without the terms of a mean for RMSNorm, without both
  * terms for frozen statistics.  dgamma = sum dy xhat, dbeta = sum dy. */
 static void solve_backward(const Problem *p, const Statistics *s, const bool *loose, const Quad *mean_given,
@@ -198,6 +233,11 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
     Quad *mean_g = zeros(p->slots), *mean_gx = zeros(p->slots), *xhat = zeros(p->count);
     double *abs_g = calloc((size_t)p->slots + 1, sizeof *abs_g), *abs_gx = calloc((size_t)p->slots + 1, sizeof *abs_gx);
     double *widened = calloc((size_t)p->slots + 1, sizeof *widened); /* what rounding the mean adds to |xhat| */
+    double *abs_off = calloc((size_t)p->slots + 1, sizeof *abs_off), *abs_offx = calloc((size_t)p->slots + 1, sizeof *abs_offx);
+    double *off = calloc((size_t)p->count + 1, sizeof *off); /* what is not known of dy */
+    double *off_dgamma = calloc((size_t)p->params + 1, sizeof *off_dgamma);
+    double *off_dbeta = calloc((size_t)p->params + 1, sizeof *off_dbeta);
+    Quad *dy = zeros(p->count);
     Expected *dx = &out[OUT_DX], *dgamma = &out[OUT_DGAMMA], *dbeta = &out[OUT_DBETA];
     *dx = oracle_expected(p->count, c->x, true);
     *dgamma = oracle_expected(p->params, c->w, true);
@@ -207,20 +247,30 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
     for (int64_t i = 0; i < p->slots && mean_given && !p->output; i++)
         widened[i] = u * fabs((double)(s->mean[i] * s->rstd[i]));
     for (int64_t i = 0; i < p->count; i++) {
+        const Quad mean = mean_given ? mean_given[p->slot[i]] : s->mean[p->slot[i]];
+        xhat[i] = p->output ? normalized_of(p, i) : (p->x[i] - mean) * s->rstd[p->slot[i]];
+        dy[i] = p->dy[i];
+    }
+    if (case_ends(c))
+        solve_ending(p, xhat, widened, loose, dy, off, &out[OUT_DRESIDUAL]);
+    for (int64_t i = 0; i < p->count; i++) {
         const int32_t slot = p->slot[i], param = p->param[i];
-        const Quad mean = mean_given ? mean_given[slot] : s->mean[slot];
-        const Quad g = p->dy[i] * gamma_of(p, p->gamma, i);
-        xhat[i] = p->output ? normalized_of(p, i) : (p->x[i] - mean) * s->rstd[slot];
+        const Quad g = dy[i] * gamma_of(p, p->gamma, i);
         mean_g[slot] += g;
         mean_gx[slot] += g * xhat[i];
-        dgamma->value[param] += p->dy[i] * xhat[i];
-        const double abs_dy = fabs((double)p->dy[i]), abs_xhat = fabs((double)xhat[i]) + widened[slot];
+        dgamma->value[param] += dy[i] * xhat[i];
+        const double abs_dy = fabs((double)dy[i]), abs_xhat = fabs((double)xhat[i]) + widened[slot];
+        const double off_g = off[i] * fabs((double)gamma_of(p, p->gamma, i));
+        abs_off[slot] += off_g;
+        abs_offx[slot] += off_g * abs_xhat;
+        off_dgamma[param] += off[i] * abs_xhat;
+        off_dbeta[param] += loose[slot] && case_ends(c) ? HUGE_VAL : off[i];
         abs_g[slot] += fabs((double)g);
         abs_gx[slot] += fabs((double)g) * abs_xhat;
         dgamma->bar[param] += loose[slot] ? HUGE_VAL : abs_dy * fmax(centered(p) ? 1 : normal, abs_xhat);
         if (!centered(p))
             continue;
-        dbeta->value[param] += p->dy[i];
+        dbeta->value[param] += dy[i];
         dbeta->bar[param] += abs_dy;
     }
     for (int64_t i = 0; i < p->slots; i++) {
@@ -228,27 +278,32 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
         mean_gx[i] /= p->per_slot;
         abs_g[i] /= (double)p->per_slot;
         abs_gx[i] /= (double)p->per_slot;
+        abs_off[i] /= (double)p->per_slot;
+        abs_offx[i] /= (double)p->per_slot;
     }
     for (int64_t i = 0; i < p->count; i++) {
         const int32_t slot = p->slot[i];
-        Quad sum = p->dy[i] * gamma_of(p, p->gamma, i);
-        double scale = fabs((double)sum);
+        Quad sum = dy[i] * gamma_of(p, p->gamma, i);
+        double scale = fabs((double)sum), unknown = off[i] * fabs((double)gamma_of(p, p->gamma, i));
         if (flows && centered(p)) {
             sum -= mean_g[slot];
             scale += abs_g[slot];
+            unknown += abs_off[slot];
         }
         if (flows) {
             sum -= xhat[i] * mean_gx[slot];
             scale += (fabs((double)xhat[i]) + widened[slot]) * abs_gx[slot];
+            unknown += (fabs((double)xhat[i]) + widened[slot]) * abs_offx[slot];
         }
         dx->value[i] = s->rstd[slot] * sum;
-        dx->bar[i] = loose[slot] ? HUGE_VAL : 16 * u * (double)s->rstd[slot] * scale;
+        dx->bar[i] = loose[slot] ? HUGE_VAL : (double)s->rstd[slot] * (16 * u * scale + unknown);
     }
     for (int64_t i = 0; i < p->params; i++) {
         dgamma->bar[i] *= (8 + log2_m) * u;
         dgamma->bar[i] += (double)p->per_param * least(stat_dtype(c->x)); /* what underflow may take from each product */
+        dgamma->bar[i] += off_dgamma[i];
         if (dbeta->value)
-            dbeta->bar[i] *= (8 + log2_m) * u;
+            dbeta->bar[i] = dbeta->bar[i] * (8 + log2_m) * u + off_dbeta[i];
         if (!(c->flags & WF_ACCUMULATE))
             continue;
         dgamma->value[i] += p->old_dgamma[i];
@@ -259,6 +314,7 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
         }
     }
     free(mean_g), free(mean_gx), free(xhat), free(abs_g), free(abs_gx), free(widened);
+    free(abs_off), free(abs_offx), free(off), free(off_dgamma), free(off_dbeta), free(dy);
 }
 
 void oracle_solve(const Problem *p, const Quad *mean_given, Expected out[OUTPUT_COUNT])

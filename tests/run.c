@@ -42,7 +42,8 @@ static const char *failure(const Case *c, const char *format, ...)
 #define ADDED      b->residual, b->sum, b->row_scale, b->col_scale, SEEDS
 #define SUM_PASSED b->sum, b->dsum, b->dresidual, b->row_scale, b->col_scale, SEEDS, b->output
 #define CHANNELS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .layout = c->layout, \
-    .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps }
+    .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps, .activation = c->activation, .slope = c->slope }
+#define ENDED b->beta, b->residual, b->y, b->dresidual
 
 /* With buffers: the call. Without: the query of its workspace's size. */
 #define CALL(op, ...) do { \
@@ -77,28 +78,31 @@ static wf_status call(const Case *c, const Buffers *buffers, const wf_exec *wher
         wf_groupnorm what = CHANNELS_WHAT(wf_groupnorm);
         what.groups = c->groups;
         if (forward)
-            CALL(groupnorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo);
-        CALL(groupnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+            CALL(groupnorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo, b->residual);
+        CALL(groupnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta, ENDED);
     }
     case INSTANCENORM: {
         wf_instancenorm what = CHANNELS_WHAT(wf_instancenorm);
         what.momentum = c->momentum;
         if (op_is_infer(c->op))
-            CALL(instancenorm_infer, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->y, b->rstd);
+            CALL(instancenorm_infer, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->y, b->rstd,
+                 b->residual);
         if (forward)
             CALL(instancenorm_train, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in,
-                 b->running_mean_out, b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo);
-        CALL(instancenorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+                 b->running_mean_out, b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo, b->residual);
+        CALL(instancenorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta,
+             ENDED);
     }
     case BATCHNORM: {
         wf_batchnorm what = CHANNELS_WHAT(wf_batchnorm);
         what.momentum = c->momentum;
         if (op_is_infer(c->op))
-            CALL(batchnorm_infer, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->y, b->rstd);
+            CALL(batchnorm_infer, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->y, b->rstd,
+                 b->residual);
         if (forward)
             CALL(batchnorm_train, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->running_mean_out,
-                 b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo);
-        CALL(batchnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta);
+                 b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo, b->residual);
+        CALL(batchnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta, ENDED);
     }
     case FOLD: {
         wf_fold what = { .size = sizeof what, .x_dtype = c->x, .w_dtype = c->w, .flags = c->flags, .rows = c->rows,
@@ -183,6 +187,8 @@ static Case forward_of(const Case *c)
     f.null = c->null & (NULL_GAMMA | NULL_BETA);
     f.running = RUNNING_NONE;
     f.inplace = 0;
+    if (case_ends(c))
+        f.add = c->add & ADD_RESIDUAL;
     if (case_adds(c))
         f.add = (c->add & (ADD_RESIDUAL | ADD_ROW_SCALE | ADD_COL_SCALE)) | ADD_SUM;
     return f;
@@ -224,6 +230,11 @@ static const char *feed_backward(const Case *c, const Problem *p, const char *va
         }
         for (int i = 0; i < 3; i++)
             free(values[outs[i]]);
+        if (c->add & ADD_Y) {
+            Quad *y = raw_values(&stats[OUT_Y]);
+            t[Y] = tensor_input(c->x, 1, p->count, 0, c->misalign, y);
+            free(y);
+        }
     }
     raw_free(stats);
     return error;
@@ -272,6 +283,20 @@ static void fill_fold(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     if (p->bias)
         t[BIAS] = tensor_input(dtype, 1, p->biases, 0, c->misalign, p->bias);
     t[FOLDED_BIAS] = c->inplace & 2 && p->bias ? t[BIAS] : tensor_new(dtype, 1, p->biases, 0, c->misalign);
+}
+
+/* What the channel norms' ending has besides. */
+static void fill_ending(const Case *c, const Problem *p, Tensor t[ID_COUNT])
+{
+    const int off = c->misalign;
+    if (p->residual)
+        t[RESIDUAL] = tensor_input(c->x, 1, p->count, 0, off, p->residual);
+    if (!op_is_backward(c->op))
+        return;
+    if (p->beta)
+        t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
+    if (c->add & ADD_DRESIDUAL)
+        t[DRESIDUAL] = c->inplace & 2 ? t[DY] : tensor_new(c->x, 1, p->count, 0, off);
 }
 
 /* All tensors of the case; those of a backward pass's statistics are there already. */
@@ -328,11 +353,13 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
             t[RUNNING_VAR_OUT] = in_place ? t[RUNNING_VAR_IN] : tensor_new(stat, 1, p->params, 0, off);
         }
     }
+    if (case_ends(c))
+        fill_ending(c, p, t);
     /* An output in place borrows its input's memory; the input has nothing to keep then. */
     static const Id pairs[][2] = { { X, Y }, { DY, DX }, { RUNNING_MEAN_IN, RUNNING_MEAN_OUT },
                                    { RUNNING_VAR_IN, RUNNING_VAR_OUT }, { RESIDUAL, SUM }, { DSUM, DRESIDUAL },
-                                   { BIAS, FOLDED_BIAS } };
-    for (int i = 0; i < 7; i++) {
+                                   { DY, DRESIDUAL }, { BIAS, FOLDED_BIAS } };
+    for (int i = 0; i < 8; i++) {
         Tensor *in = &t[pairs[i][0]], *out = &t[pairs[i][1]];
         if (!in->data || in->data != out->data)
             continue;

@@ -221,7 +221,7 @@ START_TEST(linear_then_batchnorm)
     for (int i = 0; i < BATCH * OUT; i++)
         z[i] = (float)sum[i];
     must(wf_batchnorm_infer(&norm, &(wf_batchnorm_infer_args){ sizeof(wf_batchnorm_infer_args), z, l.gamma, l.beta, l.mean,
-                                                               l.var, y, NULL }, &where));
+                                                               l.var, y, NULL, NULL }, &where));
     must(wf_fold_batchnorm(&fold, &(wf_fold_args){ sizeof(wf_fold_args), l.weight, l.bias, l.gamma, l.beta, l.mean, l.var,
                                                    folded, folded_bias }, &where));
     linear(l.x, folded, folded_bias, got, got_size);

@@ -122,11 +122,11 @@ static void each_backward(void (*check)(Case), const int64_t shape[4])
     Case c;
     for (Norm norm = LAYERNORM; norm <= BATCHNORM; norm++)
         for (int i = 0; operation(norm, i, &c); i++)
-            for (int how = 0; how < 8 && op_is_backward(c.op); how++) {
+            for (int how = 0; how < (row_wise(norm) ? 8 : 13) && op_is_backward(c.op); how++) {
                 Case d = c;
                 d.x = d.w = how & 1 ? WF_F64 : WF_F32;
                 d.null = how & 2 ? NULL_GAMMA | NULL_BETA : 0;
-                d.layout = (wf_layout)(how >> 2);
+                d.layout = (wf_layout)(how >> 2 & 1);
                 d.rows = d.n = shape[0];
                 d.cols = d.c = shape[1];
                 d.hw = shape[2];
@@ -134,6 +134,10 @@ static void each_backward(void (*check)(Case), const int64_t shape[4])
                 d.weight_offset = norm == RMSNORM && how & 4 ? 1 : 0;
                 d.eps = how & 1 ? 1e-3 : 0;
                 d.seed = 3 + (uint64_t)how;
+                if (how >= 8) { /* every activation */
+                    d.activation = (wf_activation)(how - 7);
+                    d.add = ADD_RESIDUAL;
+                }
                 check(d);
             }
 }

@@ -6,6 +6,8 @@
  *
  * xhat = (x - mean) * rstd - mean_lo * rstd: what mean_lo adds is the same for all of a set, and goes into constants.
  *
+ * With an ending y is the activation of that, and dz, which arrives before it, takes the place of dy: ending.h.
+ *
  * A set is what shares a statistic: a channel (across the batch), or a group of a sample. */
 #include "columns.h"
 
@@ -35,6 +37,8 @@ static inline real given(const void *statistic, int64_t set)
     return statistic ? ((const real *)statistic)[set] : 0;
 }
 
+#include "ending.h"
+
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
 struct channelnorm_forward_run {
@@ -42,6 +46,7 @@ struct channelnorm_forward_run {
     struct geometry                   g;
     int64_t                           items;                          /* of a set or, channels last, of a sample */
     real                             *mean, *mean_lo, *rstd, *variance; /* [sets]; variance as the running one wants it */
+    struct affine                     z;
     void                             *part;                           /* what reduce found */
     struct moments                   *tile; /* [samples, tiles]; channels last, groups wider than a tile only */
     bool                              stream;
@@ -82,6 +87,7 @@ static void known_sets(const struct channelnorm_forward_run *r, int64_t set, int
 #include "wide.h"
 
 #include "channels_first.h"
+#include "channels_last_ending.h"
 #include "channels_last.h"
 
 /* out + out_lo = the sum of `count` rows of pairs, over the tree of row_sum_tree: means that cancel keep their digits. */
@@ -149,6 +155,7 @@ static size_t channelnorm_forward_plan(const struct channelnorm_forward *p, void
     r->mean_lo = cpu_take(&arena, r->g.sets, sizeof(real));
     r->rstd = cpu_take(&arena, r->g.sets, sizeof(real));
     r->variance = cpu_take(&arena, r->g.sets, sizeof(real));
+    r->z = (struct affine){r->mean, r->mean_lo, r->rstd, p->gamma, p->beta, p->shape.w_dtype};
     if (r->g.s.layout == WF_NCHW)
         channels_first_forward_plan(r, &arena);
     else
@@ -188,13 +195,16 @@ static void channelnorm_forward(const struct channelnorm_forward *p, const struc
 
 struct channelnorm_backward_run {
     const struct channelnorm_backward *p;
+    struct channelnorm_backward        reduce, apply; /* the same to who takes sums, and to who maps: see share_ending */
     struct geometry                    g;
     int64_t                            items;
+    struct affine                      z;             /* what z is made with, where there is an ending */
     int64_t                            samples;       /* of the sums below: n, or 1 where reduce summed over them */
     real                              *dy_sum, *dyx_sum; /* [samples, c]: sum dy and sum dy * xhat of a channel */
     real                              *k1, *k2;       /* [sets]; not of a frozen pass */
     real                              *part;          /* what reduce found, where that is less than a channel */
     bool                               summed;        /* the sums are needed: not for dx alone of a frozen pass */
+    bool                               applied;       /* dx is wanted, or dresidual */
     bool                               stream;
 };
 
@@ -255,6 +265,7 @@ static void combine_sums(const struct channelnorm_backward_run *r, int64_t set, 
 }
 
 #include "channels_first_backward.h"
+#include "channels_last_ending_backward.h"
 #include "channels_last_backward.h"
 
 static void channelnorm_backward_finish(void *arg, int64_t begin, int64_t end)
@@ -281,6 +292,7 @@ static size_t channelnorm_backward_plan(const struct channelnorm_backward *p, vo
 {
     struct cpu_arena arena = {workspace, 0};
     *r = (struct channelnorm_backward_run){.p = p, .g = geometry_of(&p->shape, WF_NHWC)};
+    r->z = (struct affine){p->mean, p->mean_lo, p->rstd, p->gamma, p->act.beta, p->shape.w_dtype};
     r->samples = r->g.s.layout == WF_NHWC && r->g.s.across_batch ? 1 : r->g.s.n;
     r->dy_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
     r->dyx_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
@@ -299,12 +311,32 @@ static size_t channelnorm_backward_workspace(const struct channelnorm_backward *
     return channelnorm_backward_plan(p, NULL, &r);
 }
 
+/* With an ending, where there are sums: these are of dz. If its dtype holds it exactly it is kept meanwhile, in dresidual or,
+ * where that is not wanted, in dx, which is then made of it as of dy without an ending. Else dz is made again; also channels
+ * last where that is a matter of a sign, for all of dx would go to memory twice. */
+static void share_ending(struct channelnorm_backward_run *r)
+{
+    const struct channelnorm_backward *p = r->p;
+    const bool exact = is_real(p->shape.x_dtype) || p->act.kind <= WF_RELU;
+    const bool in_dx = r->g.s.layout == WF_NCHW || p->act.kind >= WF_SILU;
+    r->reduce = r->apply = *p;
+    if (!p->act.present || !r->summed)
+        return;
+    r->reduce.act.dresidual = !exact ? NULL : p->act.dresidual ? p->act.dresidual : in_dx ? p->dx : NULL;
+    if (!r->reduce.act.dresidual)
+        return;
+    r->apply.dy = r->reduce.act.dresidual;
+    r->apply.act = (struct activation){.present = false};
+}
+
 static void channelnorm_backward(const struct channelnorm_backward *p, const struct cpu_run *run)
 {
     struct channelnorm_backward_run r;
     channelnorm_backward_plan(p, run->workspace, &r);
     r.stream = run->stream_training;
     r.summed = p->dgamma || p->dbeta || (p->dx && !p->frozen);
+    share_ending(&r);
+    r.applied = p->dx || r.apply.act.dresidual;
     if (r.g.count && r.g.sets) {
         if (r.g.s.layout == WF_NCHW)
             channels_first_backward(&r, run);

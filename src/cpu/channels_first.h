@@ -253,25 +253,29 @@ static void channels_first_combine(const void *arg, int64_t set)
 /* ---- apply ------------------------------------------------------------------------------------------------------ */
 
 /* Lines [line, line + n) of the tensor: y = (x - mean) * factor + shift, where mean_lo is a part of the shift. */
-static void forward_lines(const void *arg, int64_t line, int64_t n, struct line_map *m)
+static void normalize_lines(const struct geometry *g, const struct affine *a, int64_t line, int64_t n, struct line_map *m)
 {
-    const struct channelnorm_forward_run *r = arg;
-    const struct channelnorm_forward     *p = r->p;
     for (int64_t done = 0, part; done < n; done += part) {
-        const struct line_sets l = line_sets_of(&r->g, line + done, n - done);
+        const struct line_sets l = line_sets_of(g, line + done, n - done);
         real                   gamma_buffer[MAP_LINES], beta_buffer[MAP_LINES];
         part = l.lines;
-        const real *gamma = load_parameter(p->gamma, p->shape.w_dtype, l.channel, part, 1, gamma_buffer);
-        const real *beta = load_parameter(p->beta, p->shape.w_dtype, l.channel, part, 0, beta_buffer);
+        const real *gamma = load_parameter(a->gamma, a->w_dtype, l.channel, part, 1, gamma_buffer);
+        const real *beta = load_parameter(a->beta, a->w_dtype, l.channel, part, 0, beta_buffer);
         SIMD
         for (int64_t j = 0; j < part; j++) {
             const int64_t set = l.set + (l.one_set ? 0 : j);
-            const real    factor = r->rstd[set] * gamma[j];
-            m->param[0][done + j] = r->mean[set];
+            const real    factor = a->rstd[set] * gamma[j];
+            m->param[0][done + j] = a->mean[set];
             m->param[1][done + j] = factor;
-            m->param[2][done + j] = beta[j] - r->mean_lo[set] * factor;
+            m->param[2][done + j] = beta[j] - (a->mean_lo ? a->mean_lo[set] : 0) * factor;
         }
     }
+}
+
+static void forward_lines(const void *arg, int64_t line, int64_t n, struct line_map *m)
+{
+    const struct channelnorm_forward_run *r = arg;
+    normalize_lines(&r->g, &r->z, line, n, m);
 }
 
 static void apply_bundle(const struct channelnorm_forward_run *r, const struct bundle *b, bool next)
@@ -281,6 +285,8 @@ static void apply_bundle(const struct channelnorm_forward_run *r, const struct b
     m.in[0] = r->p->x;
     m.out = r->p->y;
     m.stream = r->stream;
+    m.act = r->p->act.present ? &r->p->act : NULL;
+    m.z = NULL;
     map_bundle(&r->g, b, &m, forward_lines, r, next);
 }
 

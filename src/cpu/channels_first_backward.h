@@ -8,13 +8,11 @@ static struct stats stats_of(const struct channelnorm_backward_run *r, int64_t s
 
 /* ---- reduce ----------------------------------------------------------------------------------------------------- */
 
-/* sum[0] = sum dy, sum[1] = sum dy * (x - mean) * rstd over n <= LEAF elements from `at`. */
-INLINE void leaf_products(wf_dtype dtype, const struct channelnorm_backward *p, int64_t at, int64_t n, vector mean,
-                          vector rstd, real sum[2])
+/* Adds sums of dy to s1, and of dy * (x - mean) * rstd to s2, over n elements; all calls but a leaf's last take whole swaths. */
+INLINE void add_products(wf_dtype dtype, const char *x, const char *dy, int64_t n, vector mean, vector rstd, struct lanes *s1,
+                         struct lanes *s2)
 {
     const int64_t size = size_of(dtype);
-    const char   *x = at_element(p->x, dtype, at), *dy = at_element(p->dy, dtype, at);
-    struct lanes  s1 = lanes_fill(0), s2 = lanes_fill(0);
     for (; n >= SWATH; n -= SWATH, x += SWATH * size, dy += SWATH * size)
         for (int k = 0; k < VECTORS; k++) {
             vector g[4], gx[4];
@@ -23,8 +21,8 @@ INLINE void leaf_products(wf_dtype dtype, const struct channelnorm_backward *p, 
                 g[j] = vector_load(dtype, dy + i);
                 gx[j] = g[j] * ((vector_load(dtype, x + i) - mean) * rstd);
             }
-            s1.v[k] += (g[0] + g[1]) + (g[2] + g[3]);
-            s2.v[k] += (gx[0] + gx[1]) + (gx[2] + gx[3]);
+            s1->v[k] += (g[0] + g[1]) + (g[2] + g[3]);
+            s2->v[k] += (gx[0] + gx[1]) + (gx[2] + gx[3]);
         }
     for (; n > 0; n -= LANES, x += LANES * size, dy += LANES * size)
         for (int k = 0; k < VECTORS; k++) {
@@ -39,9 +37,41 @@ INLINE void leaf_products(wf_dtype dtype, const struct channelnorm_backward *p, 
             } else {
                 break;
             }
-            s1.v[k] += g;
-            s2.v[k] += g * (d * rstd);
+            s1->v[k] += g;
+            s2->v[k] += g * (d * rstd);
         }
+}
+
+/* sum[0] = sum dy, sum[1] = sum dy * (x - mean) * rstd over n <= LEAF elements. */
+INLINE void leaf_products(wf_dtype dtype, const char *x, const char *dy, int64_t n, vector mean, vector rstd, real sum[2])
+{
+    struct lanes s1 = lanes_fill(0), s2 = lanes_fill(0);
+    add_products(dtype, x, dy, n, mean, rstd, &s1, &s2);
+    sum[0] = lanes_sum(s1);
+    sum[1] = lanes_sum(s2);
+}
+
+/* The same of what arrives before the ending, for n <= LEAF elements from `at`, all of one line. Apart, for line_sums calls
+ * itself: its frame stays small. */
+__attribute__((noinline)) static void leaf_arrivals(const struct channelnorm_backward *p, const struct stats *s, int64_t at,
+                                                    int64_t n, real sum[2])
+{
+    const wf_dtype dtype = p->shape.x_dtype, w_dtype = p->shape.w_dtype;
+    const int64_t  channel = at / p->shape.hw % p->shape.c;
+    const real     factor = s->rstd * load_one(p->gamma, w_dtype, channel, 1);
+    const real     shift = load_one(p->act.beta, w_dtype, channel, 0) - s->mean_lo * factor;
+    struct lanes   s1 = lanes_fill(0), s2 = lanes_fill(0);
+    for (int64_t part; n > 0; n -= part, at += part) {
+        real z[ENDED], dz[ENDED], buffer[ENDED];
+        part = min64(ENDED, n);
+        const real *x = load(p->x, dtype, at, part, buffer);
+        fetch(p->x, dtype, at + END_AHEAD, part);
+        SIMD
+        for (int64_t j = 0; j < part; j++)
+            z[j] = (x[j] - s->mean) * factor + shift;
+        arrive_tile(&p->act, dtype, at, part, END_AHEAD, z, p->dy, dz);
+        add_products(REAL_DTYPE, (const char *)x, (char *)dz, part, vector_fill(s->mean), vector_fill(s->rstd), &s1, &s2);
+    }
     sum[0] = lanes_sum(s1);
     sum[1] = lanes_sum(s2);
 }
@@ -59,12 +89,17 @@ static void line_sums(const struct channelnorm_backward *p, const struct stats *
         sum[1] += right[1];
         return;
     }
-    FOR_DTYPE(p->shape.x_dtype, leaf_products, p, at, n, vector_fill(s->mean), vector_fill(s->rstd), sum);
+    const wf_dtype dtype = p->shape.x_dtype;
+    if (p->act.present)
+        leaf_arrivals(p, s, at, n, sum);
+    else
+        FOR_DTYPE(dtype, leaf_products, at_element(p->x, dtype, at), at_element(p->dy, dtype, at), n, vector_fill(s->mean),
+                  vector_fill(s->rstd), sum);
     sum[1] -= s->mean_lo * s->rstd * sum[0];
 }
 
 /* The sums of the lines of whole sets, in the order of memory. */
-static void bundle_sums(const struct channelnorm_backward_run *r, const struct bundle *b)
+static void bundle_sums(const struct channelnorm_backward_run *r, const struct channelnorm_backward *p, const struct bundle *b)
 {
     const struct lines lines = lines_of(&r->g, b->set);
     const int64_t      neighbors = lines.step > 1 ? b->sets : b->sets * lines.count;
@@ -73,7 +108,7 @@ static void bundle_sums(const struct channelnorm_backward_run *r, const struct b
             const int64_t      line = lines.first + far * lines.step + near;
             const struct stats s = stats_of(r, b->set + (lines.step > 1 ? near : near / lines.count));
             real               sum[2];
-            line_sums(r->p, &s, line * r->g.s.hw, r->g.s.hw, sum);
+            line_sums(p, &s, line * r->g.s.hw, r->g.s.hw, sum);
             r->dy_sum[line] = sum[0];
             r->dyx_sum[line] = sum[1];
         }
@@ -96,7 +131,7 @@ static void channels_first_backward_reduce(const void *arg, int64_t set, int64_t
     const struct stats                     s = stats_of(r, set);
     int64_t                                number, begin, n;
     item_line(r, set, item, &number, &begin, &n);
-    line_sums(r->p, &s, number * r->g.s.hw + begin, n, r->part + (set * r->items + item) * 2);
+    line_sums(&r->reduce, &s, number * r->g.s.hw + begin, n, r->part + (set * r->items + item) * 2);
 }
 
 static void channels_first_backward_combine(const void *arg, int64_t set)
@@ -118,8 +153,10 @@ static void channels_first_backward_combine(const void *arg, int64_t set)
 static void backward_lines(const void *arg, int64_t line, int64_t n, struct line_map *m)
 {
     const struct channelnorm_backward_run *r = arg;
-    const struct channelnorm_backward     *p = r->p;
+    const struct channelnorm_backward     *p = &r->apply;
     const real *mean = p->mean, *mean_lo = p->mean_lo, *rstd = p->rstd;
+    if (m->act)
+        normalize_lines(&r->g, &r->z, line, n, m->z);
     for (int64_t done = 0, part; done < n; done += part) {
         const struct line_sets l = line_sets_of(&r->g, line + done, n - done);
         real                   buffer[MAP_LINES];
@@ -143,13 +180,35 @@ static void backward_lines(const void *arg, int64_t line, int64_t n, struct line
     }
 }
 
+static void arriving_lines(const void *arg, int64_t line, int64_t n, struct line_map *m)
+{
+    const struct channelnorm_backward_run *r = arg;
+    normalize_lines(&r->g, &r->z, line, n, m->z);
+}
+
+/* Keeps dz of a bundle, of lines that may be short. */
+static void arrive_bundle(const struct channelnorm_backward_run *r, const struct bundle *b)
+{
+    struct line_map m, z;
+    m.formula = SCALE;
+    m.act = &r->reduce.act;
+    m.z = &z;
+    m.in[0] = r->p->x;
+    m.in[1] = r->p->dy;
+    m.out = NULL;
+    map_bundle(&r->g, b, &m, arriving_lines, r, false);
+}
+
 static void backward_apply_bundle(const struct channelnorm_backward_run *r, const struct bundle *b, bool next)
 {
-    struct line_map m;
-    m.formula = r->p->frozen ? SCALE : GRADIENT;
-    m.in[0] = r->p->frozen ? r->p->dy : r->p->x;
-    m.in[1] = r->p->dy;
-    m.out = r->p->dx;
+    const struct channelnorm_backward *p = &r->apply;
+    struct line_map m, z;
+    m.formula = p->frozen ? SCALE : GRADIENT;
+    m.act = p->act.present ? &p->act : NULL;
+    m.z = &z;
+    m.in[0] = p->frozen && !m.act ? p->dy : p->x;
+    m.in[1] = p->dy;
+    m.out = p->dx;
     m.stream = r->stream;
     map_bundle(&r->g, b, &m, backward_lines, r, next);
 }
@@ -173,10 +232,12 @@ static void channels_first_backward_bundles(void *arg, int64_t begin, int64_t en
         sets = min64(most, end - set);
         const struct bundle b = {set, sets, 0, r->g.count};
         if (r->summed) {
-            bundle_sums(r, &b);
+            if (r->reduce.act.dresidual)
+                arrive_bundle(r, &b);
+            bundle_sums(r, r->reduce.act.dresidual ? &r->apply : &r->reduce, &b);
             combine_sums(r, set, sets);
         }
-        if (r->p->dx)
+        if (r->applied)
             backward_apply_bundle(r, &b, end - set >= 2 * sets);
     }
     stream_fence(r->stream);
@@ -209,6 +270,6 @@ static void channels_first_backward(struct channelnorm_backward_run *r, const st
     stages.reduce = NULL;
     stages.combine = NULL;
     stages.apply = channels_first_backward_apply;
-    if (r->p->dx)
+    if (r->applied)
         cpu_run_stages(run, &stages);
 }

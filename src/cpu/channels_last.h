@@ -319,6 +319,11 @@ static void channels_last_apply(const void *arg, int64_t sample, int64_t item)
     const struct channelnorm_forward_run *r = arg;
     const struct channelnorm_forward     *p = r->p;
     const int64_t item_rows = forward_item_rows(&r->g), rows = last_rows(&r->g), first = item * item_rows;
+    if (p->act.present) {
+        strips_apply(r, sample, sample * rows + first, sample * rows + min64(first + item_rows, rows));
+        stream_fence(r->stream);
+        return;
+    }
     const int64_t step = even_step(r->g.s.c, WIDEST);
     for (int64_t col = 0; col < r->g.s.c; col += step) {
         const struct columns_tile t = plain_tile_of(&r->g, col, step, WIDE);

@@ -79,6 +79,8 @@ struct line_map {
     int64_t      hw;
     int64_t      ahead; /* elements from what is read now to what is to be fetched; 0 = nothing */
     real         param[PARAMS][MAP_LINES];
+    const struct activation *act; /* NULL: no ending. Else in is x, dy whatever the formula; out may be NULL, */
+    struct line_map         *z;   /* and in a backward pass this is the map that gives z */
 };
 
 INLINE vector evaluate(enum formula formula, vector a, vector b, const vector *p)
@@ -181,13 +183,6 @@ INLINE void map_shortest(enum formula formula, const struct line_map *m, int64_t
     }
 }
 
-static void fetch(const void *data, wf_dtype dtype, int64_t at, int64_t n)
-{
-    const char *end = at_element(data, dtype, at + n);
-    for (const char *line = at_element(data, dtype, at); line < end; line += LINE)
-        __builtin_prefetch(line);
-}
-
 /* Elements [at, at + n), `at` in line 0 of m. */
 INLINE void map_lines(enum formula formula, const struct line_map *m, int64_t at, int64_t n)
 {
@@ -213,9 +208,56 @@ INLINE void map_lines(enum formula formula, const struct line_map *m, int64_t at
     }
 }
 
+static void map_tile(enum formula formula, const struct line_map *m, int64_t line, int64_t in_line, int64_t n, const real *a,
+                     const real *b, real *out)
+{
+    if (formula == NORMALIZE)
+        m->hw < SHORTEST ? map_shortest(NORMALIZE, m, line, in_line, n, a, a, out)
+                         : map_short(NORMALIZE, m, line, in_line, n, a, a, out);
+    else if (formula == GRADIENT)
+        m->hw < SHORTEST ? map_shortest(GRADIENT, m, line, in_line, n, a, b, out)
+                         : map_short(GRADIENT, m, line, in_line, n, a, b, out);
+    else
+        m->hw < SHORTEST ? map_shortest(SCALE, m, line, in_line, n, b, b, out)
+                         : map_short(SCALE, m, line, in_line, n, b, b, out);
+}
+
+/* The same with an ending. */
+__attribute__((noinline)) static void map_ending(const struct line_map *m, int64_t at, int64_t n)
+{
+    const struct activation *act = m->act;
+    const int64_t            at_once = min64(ENDED / min64(m->hw, ENDED), MAP_LINES);
+    const bool               forward = m->formula == NORMALIZE, needs_x = forward || !act->y || m->formula == GRADIENT;
+    const int64_t            ahead = m->ahead ? m->ahead : END_AHEAD;
+    int64_t                  line = 0, in_line = at % m->hw;
+    for (int64_t part; n > 0; n -= part, at += part) {
+        real        buffer[ENDED], z[ENDED + WIDTH], dz[ENDED], out[ENDED + WIDTH];
+        part = min64(min64(at_once * m->hw - in_line, ENDED), n);
+        const real *x = needs_x ? load(m->in[0], m->dtype, at, part, buffer) : NULL;
+        if (needs_x)
+            fetch(m->in[0], m->dtype, at + ahead, part);
+        if (forward) {
+            map_tile(NORMALIZE, m, line, in_line, part, x, x, out);
+            end_tile(act, m->dtype, at, part, ahead, out);
+        } else {
+            if (!act->y)
+                map_tile(NORMALIZE, m->z, line, in_line, part, x, x, z);
+            arrive_tile(act, m->dtype, at, part, ahead, z, m->in[1], dz);
+            if (m->out)
+                map_tile(m->formula, m, line, in_line, part, x, dz, out);
+        }
+        if (m->out)
+            FOR_DTYPE(m->dtype, store_run, at_element(m->out, m->dtype, at), out, part, m->stream);
+        line += (in_line + part) / m->hw;
+        in_line = (in_line + part) % m->hw;
+    }
+}
+
 static void map_elements(const struct line_map *m, int64_t at, int64_t n)
 {
-    if (m->formula == NORMALIZE)
+    if (m->act)
+        map_ending(m, at, n);
+    else if (m->formula == NORMALIZE)
         map_lines(NORMALIZE, m, at, n);
     else if (m->formula == GRADIENT)
         map_lines(GRADIENT, m, at, n);
@@ -246,6 +288,8 @@ static void map_bundle(const struct geometry *g, const struct bundle *b, struct 
     const int64_t hw = g->s.hw;
     m->dtype = g->s.x_dtype;
     m->hw = hw;
+    if (m->act && m->z)
+        m->z->hw = hw;
     if (g->s.across_batch) {
         params(arg, b->set, b->sets, m);
         m->ahead = next ? b->sets * hw : 0;
