@@ -168,7 +168,7 @@ check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-h
 
 # ---- the CUDA back-end: the same kernels on the emulator, or on a GPU ----
 
-CUDA_SUITES ?= layernorm rmsnorm residual from_output groupnorm instancenorm batchnorm dropout dropout_fused fold random
+CUDA_SUITES ?= layernorm rmsnorm residual from_output ending groupnorm instancenorm batchnorm dropout dropout_fused fold random
 
 ifneq ($(call on,CUDA),)
 include tests/emu/emu.mk

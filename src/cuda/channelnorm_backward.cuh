@@ -3,14 +3,16 @@
  *
  *     dx = rstd * (gamma * dy - avg(gamma * dy) - xhat * avg(gamma * dy * xhat)),  dgamma = sum dy * xhat,  dbeta = sum dy
  *
- * and dx = rstd * gamma * dy where the statistics are constants. */
+ * and dx = rstd * gamma * dy where the statistics are constants. With an ending dz, which arrives before it, takes the place of
+ * dy. */
 #ifndef WELFORD_CUDA_CHANNELNORM_BACKWARD_CUH
 #define WELFORD_CUDA_CHANNELNORM_BACKWARD_CUH
 
 #include "channelnorm.cuh"
+#include "ending.cuh"
 #include "parameters.cuh"
 
-namespace
+namespace backward
 {
 
 /* A parameter's gradient, of either dtype; nothing where there is none. */
@@ -28,9 +30,29 @@ template <class T> struct WeightsOut {
     }
 };
 
-template <class T> struct Backward {
+template <class R> struct Stats {
+    R mean, mean_lo, rstd;
+
+    WF_ON_DEVICE R normalized(R x) const { return ((x - mean) - mean_lo) * rstd; }
+};
+
+/* What is known of a channel of a sample before there are sums. */
+template <class R, bool ENDS> struct Known : Stats<R> {
+};
+
+template <class R> struct Known<R, true> : Stats<R> {
+    R factor, shift;
+
+    /* As the forward pass has it: the same bits. */
+    WF_ON_DEVICE R z(R x) const { return multiply_add((x - this->mean) - this->mean_lo, factor, shift); }
+};
+
+template <class T, bool ENDS> struct Backward {
     using X = T;
     using R = real_of<T>;
+    using Known = backward::Known<R, ENDS>;
+    using Ending = EndingGradient<T, ENDS>;
+    static constexpr bool HAS_ENDING = ENDS;
     dev::global<const T> dy, x; /* x: none where nothing that is wanted needs it */
     dev::global<T>       dx;
     Parameter<T>         gamma;
@@ -40,6 +62,8 @@ template <class T> struct Backward {
     int64_t              n, c, hw, groups, sets;
     Divisor              by_c, by_group_channels;
     bool                 across_batch, frozen, dy_wide, x_wide, dx_wide;
+    bool                 applies_x; /* what is wanted besides sums needs x */
+    Ending               ending;
 
     WF_ON_DEVICE int64_t set(int64_t sample, int64_t channel) const
     {
@@ -47,22 +71,28 @@ template <class T> struct Backward {
     }
 };
 
-template <class R> struct Stats {
-    R mean, mean_lo, rstd;
-
-    WF_ON_DEVICE R normalized(R x) const { return ((x - mean) - mean_lo) * rstd; }
-};
-
-template <class T> WF_ON_DEVICE Stats<real_of<T>> stats_of(const Backward<T> &p, int64_t set)
+template <class B> WF_ON_DEVICE typename B::Known known_of(const B &p, int64_t sample, int64_t channel)
 {
-    using R = real_of<T>;
-    return {dev::load(p.mean, set), p.mean_lo ? dev::load(p.mean_lo, set) : R(0), dev::load(p.rstd, set)};
+    using R = typename B::R;
+    const int64_t  set = p.set(sample, channel);
+    const Stats<R> s = {dev::load(p.mean, set), p.mean_lo ? dev::load(p.mean_lo, set) : R(0), dev::load(p.rstd, set)};
+    if constexpr (B::HAS_ENDING)
+        return {s, s.rstd * p.gamma.load(channel, 1), p.ending.beta.load(channel, 0)};
+    else
+        return {s};
 }
 
+/* Neighbors in shared memory are 10 reals apart with an ending, for 8 would meet in the same banks; 6 without. */
+template <class Known> struct Apart {
+};
+template <class R> struct Apart<Known<R, true>> {
+    R apart[2];
+};
+
 /* What dx of a channel of a sample is made with. */
-template <class R> struct alignas(2 * sizeof(R)) Channel {
-    Stats<R> s;
-    R        gamma, gx, g;
+template <class Known, class R> struct alignas(2 * sizeof(R)) Gradient : Apart<Known> {
+    Known s;
+    R     gamma, gx, g;
 
     WF_ON_DEVICE R gradient(R x, R dy, bool frozen) const
     {
@@ -70,11 +100,13 @@ template <class R> struct alignas(2 * sizeof(R)) Channel {
     }
 };
 
-template <class T> WF_ON_DEVICE Channel<real_of<T>> channel_of(const Backward<T> &p, int64_t sample, int64_t channel)
+template <class B> using Channel = Gradient<typename B::Known, typename B::R>;
+
+template <class B> WF_ON_DEVICE Channel<B> channel_of(const B &p, int64_t sample, int64_t channel)
 {
-    using R = real_of<T>;
+    using R = typename B::R;
     const int64_t set = p.set(sample, channel);
-    return {stats_of(p, set), p.gamma.load(channel, 1), p.frozen ? R(0) : dev::load(p.averages, set),
+    return {{}, known_of(p, sample, channel), p.gamma.load(channel, 1), p.frozen ? R(0) : dev::load(p.averages, set),
             p.frozen ? R(0) : dev::load(p.averages, p.sets + set)};
 }
 
@@ -84,6 +116,37 @@ enum {
     VECTORS = 4, /* of each of x and dy that a thread has on their way at once */
 };
 
-} // namespace
+using Problem = struct channelnorm_backward;
+
+/* With one value per channel and sample a channel is a column. */
+inline Geometry geometry(const Problem &p)
+{
+    return geometry_of(p.shape, WF_NHWC);
+}
+
+/* f(b, w): what every kernel is given, for these dtypes; the workspace is not in it yet. */
+template <bool ENDS, class F> void with_params(const Problem &p, const Geometry &g, F f)
+{
+    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.w_dtype, [&](auto x, auto w) {
+        using T = decltype(x);
+        using R = real_of<T>;
+        constexpr int     V = vec_of<T>;
+        const int64_t     samples = g.last && !g.across_batch ? g.n : 1, sample = g.c * g.hw;
+        Backward<T, ENDS> b = {};
+        b.applies_x = (p.dx && !p.frozen) || (ENDS && !p.act.y);
+        b.dy = buffer<const T>(p.dy), b.x = buffer<const T>(p.dgamma || b.applies_x ? p.x : nullptr), b.dx = buffer<T>(p.dx);
+        b.gamma = parameter<T>(p.gamma, p.shape.w_dtype);
+        b.mean = buffer<const R>(p.mean), b.mean_lo = buffer<const R>(p.mean_lo), b.rstd = buffer<const R>(p.rstd);
+        b.n = g.n, b.c = g.c, b.hw = g.hw, b.groups = g.groups, b.sets = g.sets;
+        b.by_c = Divisor(g.c), b.by_group_channels = Divisor(g.group_channels);
+        b.across_batch = g.across_batch, b.frozen = p.frozen;
+        b.dy_wide = row_is_wide<V>(b.dy, samples, sample), b.x_wide = row_is_wide<V>(b.x, samples, sample);
+        b.dx_wide = row_is_wide<V>(b.dx, samples, sample);
+        b.ending = ending_gradient_of<ENDS, T>(p.act, p.shape.w_dtype, samples, sample);
+        f(b, w);
+    });
+}
+
+} // namespace backward
 
 #endif

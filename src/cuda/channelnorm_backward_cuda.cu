@@ -1,11 +1,9 @@
 /* GroupNorm, InstanceNorm and BatchNorm backward on CUDA: sums, what becomes of them, and the variants. Where x and dy are read
  * twice, the sums of parts of every channel of every sample come first, then in one launch the averages of the sets and the
  * parameters' gradients, which are sums of those, then dx. */
-#include "channels_first_backward.cuh"
-#include "channels_first_on_chip.cuh"
-#include "channels_last_backward.cuh"
+#include "channelnorm_backward_steps.cuh"
 
-namespace
+namespace backward
 {
 
 /* ---- sums to averages, dgamma and dbeta -------------------------------------------------------------------------- */
@@ -80,51 +78,21 @@ __global__ void __launch_bounds__(FINISH_THREADS) channelnorm_backward__combine(
 
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
 
-using Problem = struct channelnorm_backward;
-
-/* With one value per channel and sample a channel is a column. */
-Geometry geometry(const Problem &p)
-{
-    return geometry_of(p.shape, WF_NHWC);
-}
-
 bool wants_parameters(const Problem &p)
 {
     return p.dgamma || p.dbeta;
 }
 
-/* f(b, w): what every kernel is given, for these dtypes; the workspace is not in it yet. */
-template <class F> void with_params(const Problem &p, const Geometry &g, F f)
-{
-    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.w_dtype, [&](auto x, auto w) {
-        using T = decltype(x);
-        using R = real_of<T>;
-        constexpr int V = vec_of<T>;
-        const bool    needs_x = p.dgamma || (p.dx && !p.frozen);
-        const int64_t samples = g.last && !g.across_batch ? g.n : 1, sample = g.c * g.hw;
-        Backward<T>   b = {};
-        b.dy = buffer<const T>(p.dy), b.x = buffer<const T>(needs_x ? p.x : nullptr), b.dx = buffer<T>(p.dx);
-        b.gamma = parameter<T>(p.gamma, p.shape.w_dtype);
-        b.mean = buffer<const R>(p.mean), b.mean_lo = buffer<const R>(p.mean_lo), b.rstd = buffer<const R>(p.rstd);
-        b.n = g.n, b.c = g.c, b.hw = g.hw, b.groups = g.groups, b.sets = g.sets;
-        b.by_c = Divisor(g.c), b.by_group_channels = Divisor(g.group_channels);
-        b.across_batch = g.across_batch, b.frozen = p.frozen;
-        b.dy_wide = row_is_wide<V>(b.dy, samples, sample), b.x_wide = row_is_wide<V>(b.x, samples, sample);
-        b.dx_wide = row_is_wide<V>(b.dx, samples, sample);
-        f(b, w);
-    });
-}
-
 /* Rows of the sums of a sample, or across the batch of all. */
-template <class T> int64_t sums_rows(const Backward<T> &b, bool last)
+template <class B> int64_t sums_rows(const B &b, bool last)
 {
     if (!last)
-        return ceil_div(b.hw, segment_for<T>(b.hw));
-    const Last<T> q = last_sums_of(b);
+        return ceil_div(b.hw, segment_for<typename B::X>(b.hw));
+    const Last<B> q = last_sums_of(b);
     return q.chunks * q.fold;
 }
 
-template <class T> int64_t sums_samples(const Backward<T> &b, bool last)
+template <class B> int64_t sums_samples(const B &b, bool last)
 {
     return last && b.across_batch ? 1 : b.n;
 }
@@ -158,7 +126,7 @@ template <bool CLUSTERED> bool on_chip_takes(const Problem &p)
 {
     const Geometry g = geometry(p);
     bool           takes = false;
-    with_params(p, g, [&](auto b, auto) {
+    with_params<false>(p, g, [&](auto b, auto) {
         const int cluster = on_chip_plan<typename decltype(b)::X>(g).cluster;
         takes = CLUSTERED ? cluster > 1 : cluster == 1;
     });
@@ -169,7 +137,7 @@ template <bool CLUSTERED> bool on_chip_takes(const Problem &p)
 int64_t on_chip_rows(const Problem &p, const Geometry &g)
 {
     int64_t rows = 0;
-    with_params(p, g, [&](auto b, auto) { rows = g.across_batch ? 0 : on_chip_plan<typename decltype(b)::X>(g).cluster; });
+    with_params<false>(p, g, [&](auto b, auto) { rows = g.across_batch ? 0 : on_chip_plan<typename decltype(b)::X>(g).cluster; });
     return rows;
 }
 
@@ -182,24 +150,14 @@ size_t on_chip_workspace(const Problem &p)
 void on_chip_launch(const Problem &p, Run &run)
 {
     const Geometry g = geometry(p);
-    with_params(p, g, [&](auto b, auto w) {
-        using T = typename decltype(b)::X;
-        using W = decltype(w);
-        using R = real_of<T>;
-        const int64_t rows = on_chip_rows(p, g);
-        const bool    parameters = rows && (wants_parameters(p) || run.load_only);
-        OnChip<T>     q = {};
-        b.sums = buffer<R>(parameters ? run.workspace : nullptr);
-        q.b = b;
-        if constexpr (std::is_same<T, W>::value)
-            q.dgamma.same = buffer<T>(p.dgamma), q.dbeta.same = buffer<T>(p.dbeta);
-        else
-            q.dgamma.real = buffer<R>(p.dgamma), q.dbeta.real = buffer<R>(p.dbeta);
-        q.dgamma.accumulate = q.dbeta.accumulate = p.accumulate;
-        on_chip(q, g, run);
-        if (parameters)
-            combine<R, W>(p, g, b.sums, dev::global<R>(), g.n, rows, run);
-    });
+    const int64_t  rows = on_chip_rows(p, g);
+    const bool     parameters = rows && (wants_parameters(p) || run.load_only);
+    launch_step<false>(p, {ON_CHIP, parameters, 0}, run);
+    if (parameters)
+        with_params<false>(p, g, [&](auto b, auto w) {
+            using R = typename decltype(b)::R;
+            combine<R, decltype(w)>(p, g, buffer<R>(run.workspace), dev::global<R>(), g.n, rows, run);
+        });
 }
 
 template <bool LAST> bool takes(const Problem &p)
@@ -212,7 +170,7 @@ template <bool LAST> size_t workspace(const Problem &p)
     const Geometry g = geometry(p);
     int64_t        reals = 0;
     if (g.count > 0 && g.sets > 0)
-        with_params(p, g, [&](auto b, auto) { reals = 2 * (sums_samples(b, LAST) * sums_rows(b, LAST) * g.c + g.sets); });
+        with_params<false>(p, g, [&](auto b, auto) { reals = 2 * (sums_samples(b, LAST) * sums_rows(b, LAST) * g.c + g.sets); });
     return (size_t)reals * wf_dtype_size(wf_statistics_dtype(p.shape.x_dtype));
 }
 
@@ -220,36 +178,26 @@ template <bool LAST> size_t workspace(const Problem &p)
 template <bool LAST> void launch(const Problem &p, Run &run)
 {
     const Geometry g = geometry(p);
-    with_params(p, g, [&](auto b, auto w) {
-        using T = typename decltype(b)::X;
-        using W = decltype(w);
-        using R = real_of<T>;
-        const bool    empty = g.count == 0 || g.sets == 0, dx = p.dx || run.load_only, averaged = dx && !p.frozen;
-        const bool    parameters = wants_parameters(p) || run.load_only;
+    with_params<false>(p, g, [&](auto b, auto w) {
+        using R = typename decltype(b)::R;
+        const bool    empty = g.count == 0 || g.sets == 0, dx = p.dx || p.act.dresidual || run.load_only;
+        const bool    averaged = dx && !p.frozen, parameters = wants_parameters(p) || run.load_only;
         const int64_t rows = empty ? 0 : sums_rows(b, LAST), samples = sums_samples(b, LAST);
-        b.sums = buffer<R>(run.workspace);
-        const dev::global<R> averages = b.sums + samples * rows * 2 * g.c;
-        b.averages = averages;
-        if (!empty && (averaged || parameters)) {
-            if constexpr (LAST)
-                last_sums(b, run);
-            else
-                first_sums(b, run);
-        }
+        const int64_t averages_at = samples * rows * 2 * g.c;
+        const auto    sums = buffer<R>(run.workspace);
+        if (!empty && (averaged || parameters))
+            launch_step<false>(p, {SUMS, true, averages_at}, run);
         if (g.c > 0 && ((averaged && !empty) || parameters))
-            combine<R, W>(p, g, b.sums, averaged && !empty ? averages : dev::global<R>(), samples, rows, run);
-        if (!empty && dx) {
-            if constexpr (LAST)
-                last_dx(b, run);
-            else
-                first_dx(b, run);
-        }
+            combine<R, decltype(w)>(p, g, sums, averaged && !empty ? sums + averages_at : dev::global<R>(), samples, rows, run);
+        if (!empty && dx)
+            launch_step<false>(p, {DX, true, averages_at}, run);
     });
 }
 
-} // namespace
+} // namespace backward
 
 /* What a sample's dx is made of depends on its shape alone: the same bits in every batch. */
+using namespace backward;
 const Variant<channelnorm_backward> channelnorm_backward_variants[] = {
     {"channels_first_in_block", 0, on_chip_takes<false>, on_chip_workspace, on_chip_launch},
     {"channels_first_in_cluster", 90, on_chip_takes<true>, on_chip_workspace, on_chip_launch},

@@ -3,6 +3,7 @@
 #define WELFORD_CUDA_CHANNELNORM_FORWARD_CUH
 
 #include "channelnorm.cuh"
+#include "ending.cuh"
 #include "rows_forward.cuh"
 
 /* Sets as the rows of rows_forward.cuh: what becomes of their statistics. */

@@ -6,7 +6,7 @@
 
 #include "channelnorm_backward.cuh"
 
-namespace
+namespace backward
 {
 
 enum {
@@ -99,22 +99,24 @@ WF_HOST_DEVICE int lanes_for(int64_t parts)
     return lanes;
 }
 
-/* The part of sum dy and sum dy * xhat of n held elements that is for one lane. */
-template <class T>
-WF_ON_DEVICE pair<real_of<T>> item_sums(dev::shared<T> dy, dev::shared<T> x, bool has_x, int at, int n, const Form &form,
-                                     int lane, const Stats<real_of<T>> &s)
+/* The part of sum dy and sum dy * xhat of n held elements that is for one lane; they are from `from` on in memory. */
+template <class B, class T>
+WF_ON_DEVICE pair<typename B::R> item_sums(const B &b, dev::shared<T> dy, dev::shared<T> x, int at, int64_t from, int n,
+                                           const Form &form, int lane, const typename B::Known &s)
 {
-    using R = real_of<T>;
+    using R = typename B::R;
+    const bool    has_x = (bool)b.x;
     constexpr int V = vec_of<T>, STEP = 4;
     pair<R>       sum = {0, 0};
     if (form.whole) {
         for (int i = lane; i < n / V; i += form.lanes) {
             const dev::vec<T, V> packed_dy = dev::recast<dev::vec<T, V>>(dy)[at / V + i];
             const dev::vec<T, V> packed_x = dev::recast<dev::vec<T, V>>(x)[at / V + i];
+            const auto           fetched = b.ending.template fetch<false, V>(from + i * V, V);
             R                    g[V], gx[V];
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                g[j] = up(packed_dy.v[j]);
+                g[j] = b.ending.arriving(s, up(packed_x.v[j]), up(packed_dy.v[j]), b.ending.template element<V>(fetched, j));
                 gx[j] = has_x ? g[j] * s.normalized(up(packed_x.v[j])) : R(0);
             }
             sum.g += tree_sum(g);
@@ -127,8 +129,9 @@ WF_ON_DEVICE pair<real_of<T>> item_sums(dev::shared<T> dy, dev::shared<T> x, boo
 #pragma unroll
         for (int j = 0; j < STEP; j++) {
             const int k = i + j * form.lanes;
-            g[j] = k < n ? up(dy[at + k]) : R(0);
-            gx[j] = k < n && has_x ? g[j] * s.normalized(up(x[at + k])) : R(0);
+            const R   of_x = k < n && has_x ? up(x[at + k]) : R(0);
+            g[j] = k < n ? b.ending.arriving(s, of_x, up(dy[at + k]), b.ending.load(from + k)) : R(0);
+            gx[j] = k < n && has_x ? g[j] * s.normalized(of_x) : R(0);
         }
         sum.g += tree_sum(g);
         sum.gx += tree_sum(gx);
@@ -136,11 +139,11 @@ WF_ON_DEVICE pair<real_of<T>> item_sums(dev::shared<T> dy, dev::shared<T> x, boo
     return sum;
 }
 
-/* The sums of the held part of line `line` of run `run`, to items[(line * h.runs + run) * form.items]. stats(line) are those of
- * its set. */
-template <class T, class StatsOf>
-WF_ON_DEVICE void line_sums(int hw, const Form &form, const Held &h, dev::shared<T> dy, dev::shared<T> x, bool has_x,
-                         StatsOf stats, dev::shared<pair<real_of<T>>> items)
+/* The sums of the held part of line `line` of run `run`, to items[(line * h.runs + run) * form.items]. known(line) is of its
+ * channel. */
+template <class B, class T, class KnownOf>
+WF_ON_DEVICE void line_sums(const B &b, int hw, const Form &form, const Held &h, dev::shared<T> dy, dev::shared<T> x,
+                            KnownOf known, dev::shared<pair<real_of<T>>> items)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;
@@ -151,7 +154,7 @@ WF_ON_DEVICE void line_sums(int hw, const Form &form, const Held &h, dev::shared
         const int     n = smallest(smallest(h.n, begin + hw) - from, form.item);
         const int64_t first = h.begin + run * h.stride;
         const int     at = run * form.pitch * V + (form.whole ? 0 : (int)(first % V)) + from;
-        return item_sums<T>(dy, x, has_x, at, n, form, lane, stats(line));
+        return item_sums(b, dy, x, at, first + from, n, form, lane, known(line));
     };
     const int lines = h.runs * h.lines;
     in_groups<R>(lines * form.items, form.lanes, part, [&](int i, pair<R> sum) { items[i] = sum; });
@@ -169,18 +172,24 @@ WF_ON_DEVICE void line_sums(int hw, const Form &form, const Held &h, dev::shared
     __syncthreads();
 }
 
-/* dy becomes dx: the vector's first element is on line `line`, its element `until` begins the next, and it has n. */
-template <class T>
-WF_ON_DEVICE void vector_gradient(dev::vec<T, vec_of<T>> &dy, const dev::vec<T, vec_of<T>> &x,
-                               dev::shared<Channel<real_of<T>>> channels, int line, int64_t until, int n, int64_t hw,
-                               bool frozen)
+/* dy becomes dx, and what was fetched dresidual: the vector's first element is on line `line`, its element `until` begins the
+ * next, and it has n. */
+template <class B, class T, class Fetched>
+WF_ON_DEVICE void vector_gradient(const B &b, dev::vec<T, vec_of<T>> &dy, const dev::vec<T, vec_of<T>> &x, Fetched &fetched,
+                                  dev::shared<Channel<B>> channels, int line, int64_t until, int n)
 {
-    constexpr int       V = vec_of<T>;
-    Channel<real_of<T>> channel = channels[line];
-    if (until >= V && !frozen) { /* most vectors */
+    constexpr int V = vec_of<T>;
+    Channel<B>    channel = channels[line];
+    const auto    element = [&](int j, bool frozen) {
+        const auto of_x = up(x.v[j]);
+        const auto dz = b.ending.arriving(channel.s, of_x, up(dy.v[j]), b.ending.template element<V>(fetched, j));
+        b.ending.template keep<V>(fetched, j, dz);
+        dy.v[j] = down<T>(channel.gradient(of_x, dz, frozen));
+    };
+    if (until >= V && !b.frozen) { /* most vectors */
 #pragma unroll
         for (int j = 0; j < V; j++)
-            dy.v[j] = down<T>(channel.gradient(up(x.v[j]), up(dy.v[j]), false));
+            element(j, false);
         return;
     }
     int next = (int)smallest<int64_t>(until, V);
@@ -188,9 +197,9 @@ WF_ON_DEVICE void vector_gradient(dev::vec<T, vec_of<T>> &dy, const dev::vec<T, 
     for (int j = 0; j < V; j++) {
         if (j == next && j < n) {
             channel = channels[++line];
-            next += (int)smallest<int64_t>(hw, V);
+            next += (int)smallest<int64_t>(b.hw, V);
         }
-        dy.v[j] = down<T>(channel.gradient(up(x.v[j]), up(dy.v[j]), frozen));
+        element(j, b.frozen);
     }
 }
 
@@ -199,22 +208,24 @@ WF_ON_DEVICE void vector_gradient(dev::vec<T, vec_of<T>> &dy, const dev::vec<T, 
 template <class T> constexpr int staged_of = THREADS *VECTORS *vec_of<T>; /* elements of a block */
 
 /* A piece is some lines or, of lines that are long, a segment of one. */
-template <class T> struct FirstSums {
-    Backward<T> b;
-    Form        form;
-    int64_t     lines, pieces;
-    int         piece_lines;
-    int64_t     segments, segment; /* of a line; elements of one: hw where there is one */
-    Divisor     by_segments;
+template <class B> struct FirstSums {
+    B       b;
+    Form    form;
+    int64_t lines, pieces;
+    int     piece_lines;
+    int64_t segments, segment; /* of a line; elements of one: hw where there is one */
+    Divisor by_segments;
 };
 
-template <class T>
-__global__ void __launch_bounds__(THREADS, 5) channelnorm_backward_sums__channels_first(FirstSums<T> p)
+template <class B>
+__global__ void __launch_bounds__(THREADS, B::HAS_ENDING ? 2 : 5) channelnorm_backward_sums__channels_first(FirstSums<B> p)
 {
-    using R = real_of<T>;
+    using T = typename B::X;
+    using R = typename B::R;
+    using Known = typename B::Known;
     WF_SHARED(T, dy, staged_of<T>);
     WF_SHARED(T, x, staged_of<T>);
-    WF_SHARED(Stats<R>, stats, LINES);
+    WF_SHARED(Known, known, LINES);
     WF_SHARED(pair<R>, items, LINES);
     for (int64_t piece = blockIdx.x; piece < p.pieces; piece += gridDim.x) {
         const int64_t block = p.by_segments.quotient(piece), segment = piece - block * p.segments;
@@ -228,11 +239,12 @@ __global__ void __launch_bounds__(THREADS, 5) channelnorm_backward_sums__channel
         dev::cp_async_commit();
         for (int i = threadIdx.x; i < lines; i += THREADS) {
             const int64_t sample = p.b.by_c.quotient(first + i);
-            stats[i] = stats_of(p.b, p.b.set(sample, first + i - sample * p.b.c));
+            known[i] = known_of(p.b, sample, first + i - sample * p.b.c);
         }
         dev::cp_async_wait<0>();
         __syncthreads();
-        line_sums<T>(length, p.form, h, dy, x, (bool)p.b.x, [&](int line) { return Stats<R>(stats[line]); }, items);
+        line_sums(
+            p.b, length, p.form, h, dev::shared<T>(dy), dev::shared<T>(x), [&](int line) { return Known(known[line]); }, items);
         for (int i = threadIdx.x; i < lines; i += THREADS) {
             const int64_t sample = p.b.by_c.quotient(first + i), row = sample * p.segments + segment;
             const int64_t at = row * 2 * p.b.c + (first + i - sample * p.b.c);
@@ -245,28 +257,30 @@ __global__ void __launch_bounds__(THREADS, 5) channelnorm_backward_sums__channel
 
 /* ---- dx ---------------------------------------------------------------------------------------------------------- */
 
-template <class T> struct FirstApply {
-    Backward<T> b;
-    int64_t     elements, spans, span; /* of the tensor; of elements: whole vectors on at most LINES lines */
-    Divisor     by_hw;
+template <class B> struct FirstApply {
+    B       b;
+    int64_t elements, spans, span; /* of the tensor; of elements: whole vectors on at most LINES lines */
+    Divisor by_hw;
 };
 
 /* The latest span first: what the sums read last may still be in cache. */
-template <class T>
-__global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_dx__channels_first(FirstApply<T> p)
+template <class B>
+__global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_dx__channels_first(FirstApply<B> p)
 {
-    using R = real_of<T>;
+    using T = typename B::X;
     constexpr int V = vec_of<T>;
-    WF_SHARED(Channel<R>, channels, LINES);
+    WF_SHARED(Channel<B>, channels, LINES);
     for (int64_t i = blockIdx.x; i < p.spans; i += gridDim.x) {
         const int64_t begin = (p.spans - 1 - i) * p.span, first = p.by_hw.quotient(begin), rest = begin - first * p.b.hw;
         const int     n = (int)smallest(p.span, p.elements - begin);
         dev::vec<T, V> dy[VECTORS], x[VECTORS];
+        typename B::Ending::template Fetched<V> fetched[VECTORS];
 #pragma unroll
         for (int k = 0; k < VECTORS; k++) {
             const int at = (k * THREADS + (int)threadIdx.x) * V, valid = valid_in(at, n, V);
             dy[k] = load_packed<true, V>(p.b.dy, begin + at, valid, p.b.dy_wide);
-            x[k] = load_packed<true, V>(p.b.x, begin + at, p.b.frozen ? 0 : valid, p.b.x_wide);
+            x[k] = load_packed<true, V>(p.b.x, begin + at, p.b.applies_x ? valid : 0, p.b.x_wide);
+            fetched[k] = p.b.ending.template fetch<true, V>(begin + at, valid);
         }
         for (int64_t line = threadIdx.x; line * p.b.hw < rest + n; line += THREADS) {
             const int64_t sample = p.b.by_c.quotient(first + line);
@@ -279,8 +293,10 @@ __global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_dx__channels_
             if (valid == 0)
                 break;
             const int64_t line = p.by_hw.quotient(rest + at), until = (line + 1) * p.b.hw - (rest + at);
-            vector_gradient<T>(dy[k], x[k], channels, (int)line, until, valid, p.b.hw, p.b.frozen);
-            store_packed<true>(p.b.dx, begin + at, valid, p.b.dx_wide, dy[k]);
+            vector_gradient(p.b, dy[k], x[k], fetched[k], channels, (int)line, until, valid);
+            if (!B::HAS_ENDING || p.b.dx)
+                store_packed<true>(p.b.dx, begin + at, valid, p.b.dx_wide, dy[k]);
+            p.b.ending.store([&](const auto &to, bool wide) { store_packed<true>(to, begin + at, valid, wide, fetched[k]); });
         }
         __syncthreads();
     }
@@ -302,9 +318,10 @@ template <class T> int64_t segment_for(int64_t hw)
     return segments == 1 ? hw : ceil_div(ceil_div(hw, segments), V) * V;
 }
 
-template <class T> void first_sums(const Backward<T> &b, Run &run)
+template <class B> void first_sums(const B &b, Run &run)
 {
-    FirstSums<T> q = {};
+    using T = typename B::X;
+    FirstSums<B> q = {};
     q.b = b;
     q.lines = b.n * b.c;
     q.segment = segment_for<T>(b.hw);
@@ -315,21 +332,22 @@ template <class T> void first_sums(const Backward<T> &b, Run &run)
     if (q.piece_lines > vec_of<T>)
         q.piece_lines -= q.piece_lines % vec_of<T>; /* pieces begin on whole vectors */
     q.pieces = ceil_div(q.lines, q.piece_lines) * q.segments;
-    start(run, {dim3(grid_for(q.pieces)), dim3(THREADS)}, channelnorm_backward_sums__channels_first<T>, q);
+    start(run, {dim3(grid_for(q.pieces)), dim3(THREADS)}, channelnorm_backward_sums__channels_first<B>, q);
 }
 
-template <class T> void first_dx(const Backward<T> &b, Run &run)
+template <class B> void first_dx(const B &b, Run &run)
 {
+    using T = typename B::X;
     constexpr int V = vec_of<T>;
-    FirstApply<T> q = {};
+    FirstApply<B> q = {};
     q.b = b;
     q.elements = b.n * b.c * b.hw;
     q.span = smallest<int64_t>(staged_of<T>, (LINES - 1) * b.hw / V * V);
     q.spans = ceil_div(q.elements, q.span);
     q.by_hw = Divisor(b.hw);
-    start(run, {dim3(grid_for(q.spans)), dim3(THREADS)}, channelnorm_backward_dx__channels_first<T>, q);
+    start(run, {dim3(grid_for(q.spans)), dim3(THREADS)}, channelnorm_backward_dx__channels_first<B>, q);
 }
 
-} // namespace
+} // namespace backward
 
 #endif

@@ -12,11 +12,12 @@ template <class R> struct Affine {
     R factor, shift;
 };
 
-template <class T> struct Forward : Sets<T> {
+template <class T, bool ENDS = false> struct Forward : Sets<T> {
     using typename Sets<T>::R;
     static constexpr int SHARED_BLOCKS = sizeof(T) == 4 ? 2 : 1;
-    Lines lines;
-    bool  one_channel; /* a set has but one */
+    Lines           lines;
+    bool            one_channel; /* a set has but one */
+    Ending<T, ENDS> ending;
 
     struct Place : Lines::Place {
         R gamma, beta; /* where a set has one channel */
@@ -36,6 +37,7 @@ template <class T> struct Forward : Sets<T> {
 
     template <int V> WF_ON_DEVICE void write(const Place &place, int i, int valid, const R (&x)[V], const Stats<R> &s) const
     {
+        const auto fetched = ending.template fetch<V>(address(place, i), valid);
         R          y[V];
         const auto apply = [&](int j, const Affine<R> &a) {
             y[j] = multiply_add((x[j] - s.mean) - s.mean_lo, a.factor, a.shift);
@@ -52,6 +54,7 @@ template <class T> struct Forward : Sets<T> {
             };
             along_lines<V>(lines.hw, lines.left(place, i, V), valid, of, apply);
         }
+        ending.apply(fetched, y);
         store_reals<true>(this->y, address(place, i), valid, this->y_wide, y);
     }
 };
@@ -62,13 +65,14 @@ enum { SWEEP_THREADS = 256, SWEEP_VECTORS = 4 };
 
 template <class T> constexpr int64_t chunk_of = SWEEP_THREADS * SWEEP_VECTORS * vec_of<T>;
 
-template <class T> struct Sweep {
+template <class T, bool ENDS> struct Sweep {
     using R = real_of<T>;
-    Sets<T> sets;
-    int64_t count, c;
-    Lines   lines; /* all of them, as one set */
-    Divisor by_c, by_group_channels;
-    bool    across_batch, known, wide;
+    Sets<T>         sets;
+    int64_t         count, c;
+    Lines           lines; /* all of them, as one set */
+    Divisor         by_c, by_group_channels;
+    bool            across_batch, known, wide;
+    Ending<T, ENDS> ending;
 
     struct Coefficients {
         R mean, mean_lo, factor, shift;
@@ -93,7 +97,8 @@ template <class T> struct Sweep {
 };
 
 /* A block per chunk, the last first: L2 has the latest. */
-template <class T> __global__ void __launch_bounds__(SWEEP_THREADS, 2) channels_first_forward_apply__sweep(Sweep<T> p)
+template <class T, bool ENDS>
+__global__ void __launch_bounds__(SWEEP_THREADS, 2) channels_first_forward_apply__sweep(Sweep<T, ENDS> p)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;
@@ -103,10 +108,12 @@ template <class T> __global__ void __launch_bounds__(SWEEP_THREADS, 2) channels_
         const int      n = (int)smallest(p.count - begin, chunk_of<T>);
         const auto     place = p.lines.place(0, begin);
         dev::vec<T, V> packed[SWEEP_VECTORS];
+        typename Ending<T, ENDS>::template Fetched<V> fetched[SWEEP_VECTORS];
 #pragma unroll
         for (int k = 0; k < SWEEP_VECTORS; k++) {
-            const int i = (k * SWEEP_THREADS + threadIdx.x) * V;
-            packed[k] = load_packed<true, V>(p.sets.x, begin + i, valid_in(i, n, V), p.wide);
+            const int i = (k * SWEEP_THREADS + threadIdx.x) * V, valid = valid_in(i, n, V);
+            packed[k] = load_packed<true, V>(p.sets.x, begin + i, valid, p.wide);
+            fetched[k] = p.ending.template fetch<V>(begin + i, valid);
         }
 #pragma unroll
         for (int k = 0; k < SWEEP_VECTORS; k++) {
@@ -119,6 +126,7 @@ template <class T> __global__ void __launch_bounds__(SWEEP_THREADS, 2) channels_
             along_lines<V>(
                 p.lines.hw, p.lines.left(place, i, V), valid, [&](int below) { return p.coefficients(line + below); },
                 [&](int j, const auto &a) { y[j] = multiply_add((x[j] - a.mean) - a.mean_lo, a.factor, a.shift); });
+            p.ending.apply(fetched[k], y);
             store_reals<true>(p.sets.y, begin + i, valid, p.wide, y);
         }
     }
@@ -127,11 +135,11 @@ template <class T> __global__ void __launch_bounds__(SWEEP_THREADS, 2) channels_
             dev::store(p.sets.rstd, i, p.known_rstd(i));
 }
 
-template <class T> void start_sweep(const Problem &p, const Geometry &g, const Sets<T> &sets, Run &run)
+template <bool ENDS, class T> void start_sweep(const Problem &p, const Geometry &g, const Sets<T> &sets, Run &run)
 {
     constexpr int V = vec_of<T>;
     const int64_t lines = g.n * g.c, count = lines * g.hw;
-    const Sweep<T> q = {sets,
+    const Sweep<T, ENDS> q = {sets,
                         count,
                         g.c,
                         {count, g.hw, g.hw, lines, Divisor(g.hw), Divisor(1), false, false},
@@ -139,9 +147,26 @@ template <class T> void start_sweep(const Problem &p, const Geometry &g, const S
                         Divisor(g.group_channels),
                         g.across_batch,
                         p.known,
-                        dev::aligned<V>(sets.x) && dev::aligned<V>(sets.y)};
+                        dev::aligned<V>(sets.x) && dev::aligned<V>(sets.y),
+                        ending_of<ENDS, T, V>(p.act)};
     const int64_t work = ceil_div(count, chunk_of<T>);
-    start(run, {dim3(grid_for(work ? work : 1)), dim3(SWEEP_THREADS)}, channels_first_forward_apply__sweep<T>, q);
+    start(run, {dim3(grid_for(work ? work : 1)), dim3(SWEEP_THREADS)}, channels_first_forward_apply__sweep<T, ENDS>, q);
+}
+
+/* stats_at: where in the workspace, in reals, what sets are normalized with is, unless it is known. */
+template <bool ENDS> void sweep_launch(const Problem &p, int64_t stats_at, Run &run)
+{
+    if constexpr (!ENDS)
+        if (p.act.present)
+            return sweep_launch<true>(p, stats_at, run);
+    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
+        using T = decltype(x);
+        const Geometry g = geometry_of(p);
+        auto           sets = sets_of<Sets<T>>(p, g, run, 0);
+        sets.stats = buffer<real_of<T>>(run.workspace) + stats_at;
+        if (g.c > 0)
+            start_sweep<ENDS>(p, g, sets, run);
+    });
 }
 
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
@@ -163,17 +188,18 @@ template <class T, class F> void with_width(const Geometry &g, F f)
 }
 
 /* f(params, V()) with everything but what a variant adds, then the running statistics. */
-template <class F> void with_params(const Problem &p, Run &run, int64_t used, F f)
+template <bool ENDS, class F> void with_params(const Problem &p, Run &run, int64_t used, F f)
 {
     with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
         using T = decltype(x);
         const Geometry g = geometry_of(p);
-        auto           q = sets_of<Forward<T>>(p, g, run, used);
+        auto           q = sets_of<Forward<T, ENDS>>(p, g, run, used);
         q.lines = lines_of(g);
         q.one_channel = g.group_channels == 1;
         if (q.rows > 0)
             with_width<T>(g, [&](auto width) {
                 q.x_wide = dev::aligned<width()>(q.x), q.y_wide = dev::aligned<width()>(q.y);
+                q.ending = ending_of<ENDS, T, width()>(p.act);
                 f(q, width);
             });
         start_average<T>(p, g, q, run);
@@ -197,9 +223,12 @@ inline size_t on_chip_workspace(const Problem &p)
     return reals(p, average_reals(geometry_of(p), p));
 }
 
-template <int G> void registers_launch(const Problem &p, Run &run)
+template <int G, bool ENDS = false> void registers_launch(const Problem &p, Run &run)
 {
-    with_params(p, run, 0, [&](const auto &q, auto width) { start_in_registers<G, width()>(q, run); });
+    if constexpr (!ENDS)
+        if (p.act.present)
+            return registers_launch<G, true>(p, run);
+    with_params<ENDS>(p, run, 0, [&](const auto &q, auto width) { start_in_registers<G, width()>(q, run); });
 }
 
 template <int MOST> bool shared_takes(const Problem &p)
@@ -207,9 +236,12 @@ template <int MOST> bool shared_takes(const Problem &p)
     return takes(p, false) && shared_fits<MOST>(set_size(geometry_of(p), p));
 }
 
-template <int MOST> void shared_launch(const Problem &p, Run &run)
+template <int MOST, bool ENDS = false> void shared_launch(const Problem &p, Run &run)
 {
-    with_params(p, run, 0, [&](const auto &q, auto width) { start_in_shared<MOST, width()>(q, run); });
+    if constexpr (!ENDS)
+        if (p.act.present)
+            return shared_launch<MOST, true>(p, run);
+    with_params<ENDS>(p, run, 0, [&](const auto &q, auto width) { start_in_shared<MOST, width()>(q, run); });
 }
 
 inline bool segments_take(const Problem &p)
@@ -230,9 +262,9 @@ inline size_t segments_workspace(const Problem &p)
 
 inline void segments_launch(const Problem &p, Run &run)
 {
-    with_params(p, run, segments_used(p), [&](const auto &q, auto width) {
-        start_in_segments<width()>(q, run, [&](const auto &cut) {
-            start_sweep<typename std::decay<decltype(q)>::type::X>(p, geometry_of(p), cut, run);
+    with_params<false>(p, run, segments_used(p), [&](const auto &q, auto width) {
+        start_in_segments<width()>(q, run, [&](const auto &) {
+            sweep_launch<false>(p, segments_used(p) - 3 * geometry_of(p).sets, run);
         });
     });
 }
@@ -244,12 +276,16 @@ inline bool known_takes(const Problem &p)
 
 inline void known_launch(const Problem &p, Run &run)
 {
-    with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
-        const Geometry g = geometry_of(p);
-        if (g.c > 0)
-            start_sweep(p, g, sets_of<Sets<decltype(x)>>(p, g, run, 0), run);
-    });
+    sweep_launch<false>(p, 0, run);
 }
+
+ENDINGS void registers_launch<8, true>(const Problem &, Run &);
+ENDINGS void registers_launch<32, true>(const Problem &, Run &);
+ENDINGS void registers_launch<128, true>(const Problem &, Run &);
+ENDINGS void registers_launch<WIDE, true>(const Problem &, Run &);
+ENDINGS void shared_launch<1, true>(const Problem &, Run &);
+ENDINGS void shared_launch<CLUSTER_MAX, true>(const Problem &, Run &);
+ENDINGS void sweep_launch<true>(const Problem &, int64_t, Run &);
 
 } // namespace channels_first
 

@@ -9,7 +9,7 @@
 
 #include "channels_first_backward.cuh"
 
-namespace
+namespace backward
 {
 
 enum {
@@ -22,25 +22,27 @@ enum {
     ON_CHIP_CLUSTER_LINE = 256,    /* elements of a line, where a cluster leaves a row of sums for each of its blocks */
 };
 
-template <class T> struct OnChip {
-    Backward<T>   b;
-    Form          form;
-    WeightsOut<T> dgamma, dbeta; /* across the batch */
-    int64_t       all;           /* lines or, across the batch, channels */
-    int           lines;         /* of them: of a cluster */
-    int           part;          /* elements of the lines: of a block */
-    int           group_channels;
-    Divisor       by_hw;
-    real_of<T>    count;
+template <class B> struct OnChip {
+    B                          b;
+    Form                       form;
+    WeightsOut<typename B::X>  dgamma, dbeta; /* across the batch */
+    int64_t                    all;           /* lines or, across the batch, channels */
+    int                        lines;         /* of them: of a cluster */
+    int                        part;          /* elements of the lines: of a block */
+    int                        group_channels;
+    Divisor                    by_hw;
+    typename B::R              count;
 };
 
-template <class T>
-__global__ void __launch_bounds__(2 * THREADS, 2) channelnorm_backward_dx__channels_first_on_chip(OnChip<T> p)
+template <class B>
+__global__ void __launch_bounds__(2 * THREADS, B::HAS_ENDING ? 1 : 2) channelnorm_backward_dx__channels_first_on_chip(OnChip<B> p)
 {
-    using R = real_of<T>;
+    using T = typename B::X;
+    using R = typename B::R;
+    using Known = typename B::Known;
     constexpr int V = vec_of<T>;
     WF_DYN_SHARED(T, dy);
-    WF_SHARED(Channel<R>, channels, LINES);
+    WF_SHARED(Channel<B>, channels, LINES);
     WF_SHARED(pair<R>, items, ITEMS);
     WF_SHARED(pair<R>, sets, LINES);
     const bool    across = p.b.across_batch;
@@ -68,11 +70,11 @@ __global__ void __launch_bounds__(2 * THREADS, 2) channelnorm_backward_dx__chann
     dev::cp_async_commit();
     for (int i = threadIdx.x; i < h.lines; i += blockDim.x) {
         const int64_t sample = p.b.by_c.quotient(first + i), channel = first + i - sample * p.b.c;
-        channels[i] = {stats_of(p.b, p.b.set(sample, channel)), p.b.gamma.load(channel, 1), 0, 0};
+        channels[i] = {{}, known_of(p.b, sample, channel), p.b.gamma.load(channel, 1), 0, 0};
     }
     dev::cp_async_wait<0>();
     __syncthreads();
-    line_sums<T>(hw, p.form, h, dy, x, (bool)p.b.x, [&](int line) { return Stats<R>(channels[line].s); }, items);
+    line_sums(p.b, hw, p.form, h, dev::shared<T>(dy), x, [&](int line) { return Known(channels[line].s); }, items);
     if (!across && p.b.sums)
         for (int i = threadIdx.x; i < lines; i += blockDim.x) {
             const int     line = i - skipped;
@@ -112,21 +114,27 @@ __global__ void __launch_bounds__(2 * THREADS, 2) channelnorm_backward_dx__chann
         channels[i].g = gamma * sum.g / p.count;
     }
     __syncthreads();
-    if (p.b.dx)
+    if (B::HAS_ENDING || p.b.dx)
         held_vectors<T>(p.form, h, [&](int at, int64_t to, int i) {
             dev::vec<T, V> dx = dev::recast<dev::vec<T, V>>(dy)[at / V];
             dev::vec<T, V> packed_x = {};
-            if (!p.b.frozen)
+            if (p.b.applies_x)
                 packed_x = dev::recast<dev::vec<T, V>>(x)[at / V];
-            const int line = i < 0 ? 0 : p.by_hw.quotient(h.rest + i);
-            vector_gradient<T>(dx, packed_x, channels, line, (line + 1) * hw - (h.rest + i), h.n - i, hw, p.b.frozen);
-            if (i >= 0)
-                store_packed<true>(p.b.dx, to, valid_in(i, h.n, V), p.b.dx_wide, dx);
-            else
+            const int  line = i < 0 ? 0 : p.by_hw.quotient(h.rest + i);
+            auto       fetched = p.b.ending.template fetch<true, V>(to, valid_in(i, h.n, V));
+            const auto store = [&](const auto &buffer, bool wide, const dev::vec<T, V> &packed) {
+                if (i >= 0)
+                    store_packed<true>(buffer, to, valid_in(i, h.n, V), wide, packed);
+                else
 #pragma unroll
-                for (int j = 0; j < V; j++)
-                    if (i + j >= 0 && i + j < h.n)
-                        dev::store(p.b.dx, to + j, dx.v[j]);
+                    for (int j = 0; j < V; j++)
+                        if (i + j >= 0 && i + j < h.n)
+                            dev::store(buffer, to + j, packed.v[j]);
+            };
+            vector_gradient(p.b, dx, packed_x, fetched, channels, line, (line + 1) * hw - (h.rest + i), h.n - i);
+            if (!B::HAS_ENDING || p.b.dx)
+                store(p.b.dx, p.b.dx_wide, dx);
+            p.b.ending.store([&](const auto &buffer, bool wide) { store(buffer, wide, fetched); });
         });
     dev::cluster_sync(); /* nobody leaves while its sums may still be read */
 }
@@ -202,8 +210,9 @@ template <class T> OnChipPlan on_chip_plan(const Geometry &g)
     return plan.runs * lines * items <= ITEMS ? plan : none;
 }
 
-template <class T> void on_chip(OnChip<T> &q, const Geometry &g, Run &run)
+template <class B> void on_chip(OnChip<B> &q, const Geometry &g, Run &run)
 {
+    using T = typename B::X;
     const OnChipPlan plan = on_chip_plan<T>(g);
     q.form = form_of<T>(smallest<int64_t>(g.hw, plan.run), plan.run, g.hw % vec_of<T> == 0);
     q.all = g.across_batch ? g.c : g.n * g.c;
@@ -215,9 +224,9 @@ template <class T> void on_chip(OnChip<T> &q, const Geometry &g, Run &run)
     const int64_t clusters = ceil_div(q.all, q.lines);
     const unsigned cluster = (unsigned)plan.cluster, threads = (unsigned)(plan.held > ON_CHIP_MUCH ? 2 * THREADS : THREADS);
     start(run, {dim3((unsigned)clusters * cluster), dim3(threads), plan.held, nullptr, cluster},
-          channelnorm_backward_dx__channels_first_on_chip<T>, q);
+          channelnorm_backward_dx__channels_first_on_chip<B>, q);
 }
 
-} // namespace
+} // namespace backward
 
 #endif

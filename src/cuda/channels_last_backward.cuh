@@ -6,7 +6,7 @@
 
 #include "channelnorm_backward.cuh"
 
-namespace
+namespace backward
 {
 
 enum {
@@ -19,25 +19,25 @@ enum {
     DX_STEPS = 32,
 };
 
-template <class T> struct Last {
-    Backward<T> b;
-    int64_t     elements;    /* of a sample */
-    int64_t     rows, width; /* of a sample: folded rows, vectors in one */
-    int64_t     tiles, chunks, items;
-    int         fold;        /* rows in a folded one */
-    int         tile, down;  /* vectors of a tile; rows that a block works on at once */
-    int         steps;       /* rows of a thread: a chunk has down * steps */
-    Divisor     by_tiles, by_chunks;
+template <class B> struct Last {
+    B       b;
+    int64_t elements;    /* of a sample */
+    int64_t rows, width; /* of a sample: folded rows, vectors in one */
+    int64_t tiles, chunks, items;
+    int     fold;        /* rows in a folded one */
+    int     tile, down;  /* vectors of a tile; rows that a block works on at once */
+    int     steps;       /* rows of a thread: a chunk has down * steps */
+    Divisor by_tiles, by_chunks;
 };
 
 /* What a block works on, and its thread. */
-template <class T> struct Tile {
-    static constexpr int V = vec_of<T>;
+template <class B> struct Tile {
+    static constexpr int V = vec_of<typename B::X>;
     int64_t sample, chunk, first; /* vector of a row */
     int     width, column, row;
     bool    active;
 
-    WF_ON_DEVICE Tile(const Last<T> &p, int64_t item)
+    WF_ON_DEVICE Tile(const Last<B> &p, int64_t item)
     {
         const int64_t above = p.by_tiles.quotient(item);
         sample = p.by_chunks.quotient(above);
@@ -50,7 +50,7 @@ template <class T> struct Tile {
     }
 
     /* f(i, row of the fold, channel) for each element i of the tile's rows, by all threads. */
-    template <class F> WF_ON_DEVICE void elements(const Last<T> &p, F f) const
+    template <class F> WF_ON_DEVICE void elements(const Last<B> &p, F f) const
     {
         for (int i = threadIdx.x; i < width * V; i += THREADS) {
             const int64_t at = first * V + i, fold = p.b.by_c.quotient(at);
@@ -62,50 +62,55 @@ template <class T> struct Tile {
     static WF_ON_DEVICE int slot(int i) { return i % V * PITCH + i / V; }
 
     /* The thread's vector of row `step` of its rows: where it begins in the sample. */
-    WF_ON_DEVICE int64_t at(const Last<T> &p, int step) const
+    WF_ON_DEVICE int64_t at(const Last<B> &p, int step) const
     {
         return ((chunk * p.steps + step) * p.down + row) * p.width * V + (first + column) * V;
     }
 
-    WF_ON_DEVICE int valid(const Last<T> &p, int64_t at) const
+    WF_ON_DEVICE int valid(const Last<B> &p, int64_t at) const
     {
         return active ? valid_in(0, (int)smallest<int64_t>(p.elements - at > 0 ? p.elements - at : 0, V), V) : 0;
     }
 };
 
-template <class T>
-__global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_sums__channels_last(Last<T> p)
+template <class B>
+__global__ void __launch_bounds__(THREADS, B::HAS_ENDING ? 1 : 2) channelnorm_backward_sums__channels_last(Last<B> p)
 {
-    using R = real_of<T>;
+    using T = typename B::X;
+    using R = typename B::R;
+    using Known = typename B::Known;
     constexpr int V = vec_of<T>;
-    WF_SHARED(Stats<R>, stats, PITCH *V);
+    WF_SHARED(Known, known, PITCH *V);
     constexpr int SUMS_PITCH = THREADS + 32 / V;
     WF_SHARED(R, gx, SUMS_PITCH *V);
     WF_SHARED(R, g, SUMS_PITCH *V);
     for (int64_t item = blockIdx.x; item < p.items; item += gridDim.x) {
-        const Tile<T> t(p, item);
-        t.elements(p, [&](int i, int, int64_t channel) { stats[t.slot(i)] = stats_of(p.b, p.b.set(t.sample, channel)); });
+        const Tile<B> t(p, item);
+        t.elements(p, [&](int i, int, int64_t channel) { known[t.slot(i)] = known_of(p.b, t.sample, channel); });
         __syncthreads();
         R sum_gx[V] = {}, sum_g[V] = {};
 #pragma unroll 1
         for (int step = 0; step < p.steps; step += VECTORS) {
             dev::vec<T, V> dy[VECTORS], x[VECTORS];
             int            valid[VECTORS];
+            typename B::Ending::template Fetched<V> fetched[VECTORS];
 #pragma unroll
             for (int k = 0; k < VECTORS; k++) {
                 const int64_t at = t.at(p, step + k), from = t.sample * p.elements + at;
                 valid[k] = t.valid(p, at);
                 dy[k] = load_packed<false, V>(p.b.dy, from, valid[k], p.b.dy_wide);
                 x[k] = load_packed<false, V>(p.b.x, from, p.b.x ? valid[k] : 0, p.b.x_wide);
+                fetched[k] = p.b.ending.template fetch<false, V>(from, valid[k]);
             }
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                const Stats<R> s = stats[j * PITCH + t.column];
-                R              a[VECTORS], b[VECTORS];
+                const Known s = known[j * PITCH + t.column];
+                R           a[VECTORS], b[VECTORS];
 #pragma unroll
                 for (int k = 0; k < VECTORS; k++) {
-                    a[k] = up(dy[k].v[j]);
-                    b[k] = j < valid[k] && p.b.x ? a[k] * s.normalized(up(x[k].v[j])) : R(0);
+                    const R of_x = up(x[k].v[j]);
+                    a[k] = p.b.ending.arriving(s, of_x, up(dy[k].v[j]), p.b.ending.template element<V>(fetched[k], j));
+                    b[k] = j < valid[k] && p.b.x ? a[k] * s.normalized(of_x) : R(0);
                 }
                 sum_g[j] += tree_sum(a);
                 sum_gx[j] += tree_sum(b);
@@ -137,36 +142,47 @@ __global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_sums__channel
 }
 
 /* The latest chunk first: what the sums read last may still be in cache. */
-template <class T> __global__ void __launch_bounds__(THREADS, 2) channelnorm_backward_dx__channels_last(Last<T> p)
+template <class B>
+__global__ void __launch_bounds__(THREADS, B::HAS_ENDING && sizeof(typename B::R) == 8 ? 1 : 2)
+    channelnorm_backward_dx__channels_last(Last<B> p)
 {
-    using R = real_of<T>;
+    using T = typename B::X;
     constexpr int V = vec_of<T>;
-    WF_SHARED(Channel<R>, channels, PITCH *V);
+    WF_SHARED(Channel<B>, channels, PITCH *V);
     for (int64_t i = blockIdx.x; i < p.items; i += gridDim.x) {
-        const Tile<T> t(p, p.items - 1 - i);
+        const Tile<B> t(p, p.items - 1 - i);
         t.elements(p, [&](int k, int, int64_t channel) { channels[t.slot(k)] = channel_of(p.b, t.sample, channel); });
         __syncthreads();
 #pragma unroll 1
         for (int step = 0; step < p.steps; step += VECTORS) {
             dev::vec<T, V> dy[VECTORS], x[VECTORS];
+            typename B::Ending::template Fetched<V> fetched[VECTORS];
 #pragma unroll
             for (int k = 0; k < VECTORS; k++) {
                 const int64_t at = t.at(p, step + k), from = t.sample * p.elements + at;
                 const int     valid = t.valid(p, at);
                 dy[k] = load_packed<true, V>(p.b.dy, from, valid, p.b.dy_wide);
-                x[k] = load_packed<true, V>(p.b.x, from, p.b.frozen ? 0 : valid, p.b.x_wide);
+                x[k] = load_packed<true, V>(p.b.x, from, p.b.applies_x ? valid : 0, p.b.x_wide);
+                fetched[k] = p.b.ending.template fetch<true, V>(from, valid);
             }
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                const Channel<R> channel = channels[j * PITCH + t.column];
+                const Channel<B> channel = channels[j * PITCH + t.column];
 #pragma unroll
-                for (int k = 0; k < VECTORS; k++)
-                    dy[k].v[j] = down<T>(channel.gradient(up(x[k].v[j]), up(dy[k].v[j]), p.b.frozen));
+                for (int k = 0; k < VECTORS; k++) {
+                    const auto of_x = up(x[k].v[j]), other = p.b.ending.template element<V>(fetched[k], j);
+                    const auto dz = p.b.ending.arriving(channel.s, of_x, up(dy[k].v[j]), other);
+                    p.b.ending.template keep<V>(fetched[k], j, dz);
+                    dy[k].v[j] = down<T>(channel.gradient(of_x, dz, p.b.frozen));
+                }
             }
 #pragma unroll
             for (int k = 0; k < VECTORS; k++) {
-                const int64_t at = t.at(p, step + k);
-                store_packed<true>(p.b.dx, t.sample * p.elements + at, t.valid(p, at), p.b.dx_wide, dy[k]);
+                const int64_t at = t.at(p, step + k), to = t.sample * p.elements + at;
+                if (!B::HAS_ENDING || p.b.dx)
+                    store_packed<true>(p.b.dx, to, t.valid(p, at), p.b.dx_wide, dy[k]);
+                p.b.ending.store(
+                    [&](const auto &out, bool wide) { store_packed<true>(out, to, t.valid(p, at), wide, fetched[k]); });
             }
         }
         __syncthreads();
@@ -176,10 +192,10 @@ template <class T> __global__ void __launch_bounds__(THREADS, 2) channelnorm_bac
 /* ---- launches ---------------------------------------------------------------------------------------------------- */
 
 /* As one sample of n * hw rows across the batch. */
-template <class T> Last<T> last_tiles(const Backward<T> &b)
+template <class B> Last<B> last_tiles(const B &b)
 {
-    constexpr int64_t V = vec_of<T>;
-    Last<T>           q = {};
+    constexpr int64_t V = vec_of<typename B::X>;
+    Last<B>           q = {};
     q.b = b;
     q.fold = 1;
     while (q.fold * b.c % (2 * V)) /* tiles are whole sectors, of 32 bytes */
@@ -195,7 +211,7 @@ template <class T> Last<T> last_tiles(const Backward<T> &b)
     return q;
 }
 
-template <class T> void last_chunks(Last<T> &q, int64_t samples, int64_t steps, int64_t most)
+template <class B> void last_chunks(Last<B> &q, int64_t samples, int64_t steps, int64_t most)
 {
     q.steps = (int)smallest<int64_t>(most, ceil_div(steps < 1 ? 1 : steps, VECTORS) * VECTORS);
     q.chunks = ceil_div(q.rows, q.down * q.steps);
@@ -204,28 +220,28 @@ template <class T> void last_chunks(Last<T> &q, int64_t samples, int64_t steps, 
 }
 
 /* Chunks of a sample: by its shape alone, so that it has the same sums in every batch. */
-template <class T> Last<T> last_sums_of(const Backward<T> &b)
+template <class B> Last<B> last_sums_of(const B &b)
 {
-    Last<T> q = last_tiles(b);
+    Last<B> q = last_tiles(b);
     last_chunks(q, b.across_batch ? 1 : b.n, ceil_div(q.rows, q.down) * q.tiles / (b.across_batch ? SUMS_BLOCKS : SAMPLE_BLOCKS),
                 SUMS_STEPS);
     return q;
 }
 
-template <class T> void last_sums(const Backward<T> &b, Run &run)
+template <class B> void last_sums(const B &b, Run &run)
 {
-    const Last<T> q = last_sums_of(b);
-    start(run, {dim3(grid_for(q.items)), dim3(THREADS)}, channelnorm_backward_sums__channels_last<T>, q);
+    const Last<B> q = last_sums_of(b);
+    start(run, {dim3(grid_for(q.items)), dim3(THREADS)}, channelnorm_backward_sums__channels_last<B>, q);
 }
 
-template <class T> void last_dx(const Backward<T> &b, Run &run)
+template <class B> void last_dx(const B &b, Run &run)
 {
-    Last<T>       q = last_tiles(b);
+    Last<B>       q = last_tiles(b);
     const int64_t samples = b.across_batch ? 1 : b.n;
     last_chunks(q, samples, ceil_div(q.rows, q.down) * q.tiles * samples / DX_BLOCKS, DX_STEPS);
-    start(run, {dim3(grid_for(q.items)), dim3(THREADS)}, channelnorm_backward_dx__channels_last<T>, q);
+    start(run, {dim3(grid_for(q.items)), dim3(THREADS)}, channelnorm_backward_dx__channels_last<B>, q);
 }
 
-} // namespace
+} // namespace backward
 
 #endif

@@ -64,6 +64,10 @@ template <class T> struct Forward : Sets<T> {
     }
 };
 
+template <class T, bool ENDS> struct Ended : Forward<T> {
+    Ending<T, ENDS> ending;
+};
+
 /* ---- moments of columns ------------------------------------------------------------------------------------------ */
 
 /* For N values of each of a thread's V columns: together(a, b) over the threads of the block that have the column. Thread
@@ -317,22 +321,23 @@ template <class S, class R, int V> struct Applied {
                 a[k][j] = columns[k * S::COLS + j * S::LANES + threadIdx.x % S::LANES];
     }
 
-    template <class P, class T>
-    WF_ON_DEVICE void write(const P &p, int64_t at, int valid, const dev::vec<T, V> &packed) const
+    template <class P, class T, class Fetched>
+    WF_ON_DEVICE void write(const P &p, int64_t at, int valid, const dev::vec<T, V> &packed, const Fetched &fetched) const
     {
         R x[V], y[V];
         unpack(packed, x);
 #pragma unroll
         for (int j = 0; j < V; j++)
             y[j] = multiply_add((x[j] - a[0][j]) - a[1][j], a[2][j], a[3][j]);
+        p.ending.apply(fetched, y);
         store_reals<true>(p.y, at, valid, p.y_wide, y);
     }
 };
 
 /* A block per run of rows of a tile, the last first: L2 has the latest. The first rows are on their way while a thread for
  * each column finds out what y is made with. */
-template <class T, int V>
-__global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles(Forward<T> p)
+template <class T, int V, bool ENDS>
+__global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles(Ended<T, ENDS> p)
 {
     using R = real_of<T>;
     using S = Tile<T, V, TILE_SIZE>;
@@ -349,12 +354,14 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles
             const int64_t  at = (row + below) * p.applied.width + column;
             dev::vec<T, V> packed[APPLIED];
             int            valid[APPLIED];
+            typename Ending<T, ENDS>::template Fetched<V> fetched[APPLIED];
 #pragma unroll
             for (int k = 0; k < APPLIED; k++) {
                 const bool    present = column < p.applied.width && row + below + k * S::ROWS < end;
                 const int64_t n = present ? p.applied.size - at - k * stride : 0;
                 valid[k] = n >= V ? V : n > 0 ? (int)n : 0;
                 packed[k] = load_packed<true, V>(p.x, base + at + k * stride, valid[k], p.x_wide);
+                fetched[k] = p.ending.template fetch<V>(base + at + k * stride, valid[k]);
             }
             if (row == begin) {
                 if (threadIdx.x < S::COLS && own < p.applied.width)
@@ -364,7 +371,7 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles
             }
 #pragma unroll
             for (int k = 0; k < APPLIED; k++)
-                applied.write(p, base + at + k * stride, valid[k], packed[k]);
+                applied.write(p, base + at + k * stride, valid[k], packed[k], fetched[k]);
         }
         if (p.known && p.rstd && begin == 0 && threadIdx.x < S::COLS && own < p.applied.c)
             dev::store(p.rstd, own, p.known_rstd(own));
@@ -378,8 +385,8 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles
 template <class T, int SIZE> using OnChip = Tile<T, vec_of<T>, SIZE, sizeof(T) == 2 ? 64 : 128>;
 
 /* A block, or a cluster, for all rows of a tile of whole sets. */
-template <class T, int SIZE>
-__global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last_forward__on_chip(Forward<T> p)
+template <class T, int SIZE, bool ENDS>
+__global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last_forward__on_chip(Ended<T, ENDS> p)
 {
     using R = real_of<T>;
     constexpr int V = vec_of<T>;
@@ -414,7 +421,8 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last
         applied.load(coefficients);
 #pragma unroll
         for (int k = 0; k < S::HELD; k++)
-            applied.write(p, x.at + k * x.stride, x.valid(k), x.packed[k]);
+            applied.write(p, x.at + k * x.stride, x.valid(k), x.packed[k],
+                          p.ending.template fetch<V>(x.at + k * x.stride, x.valid(k)));
     }
     if (size > 1)
         dev::cluster_sync(); /* nobody leaves while its slots may still be read */
@@ -466,8 +474,16 @@ inline size_t on_chip_workspace(const Problem &p)
     return reals(p, average_reals(geometry_of(p), p));
 }
 
-template <int SIZE> void on_chip_launch(const Problem &p, Run &run)
+template <bool ENDS, int V, class T> Ended<T, ENDS> ended(const Problem &p, const Forward<T> &q)
 {
+    return {q, ending_of<ENDS, T, V>(p.act)};
+}
+
+template <int SIZE, bool ENDS = false> void on_chip_launch(const Problem &p, Run &run)
+{
+    if constexpr (!ENDS)
+        if (p.act.present)
+            return on_chip_launch<SIZE, true>(p, run);
     const Geometry g = geometry_of(p);
     with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
         using T = decltype(x);
@@ -479,7 +495,7 @@ template <int SIZE> void on_chip_launch(const Problem &p, Run &run)
             cluster *= 2;
         if (q.rows > 0)
             start(run, {dim3(grid_for(m.samples * m.tiles) * cluster), dim3(THREADS), 0, nullptr, cluster},
-                  channels_last_forward__on_chip<T, SIZE>, q);
+                  channels_last_forward__on_chip<T, SIZE, ENDS>, ended<ENDS, vec_of<T>>(p, q));
         start_average<T>(p, g, q, run);
     });
 }
@@ -516,14 +532,17 @@ inline size_t workspace(const Problem &p)
     return size;
 }
 
-template <class T> void start_moments(Forward<T> &q, const Problem &p, const Geometry &g, Run &run)
+/* Returns where in the workspace, in reals, what sets are normalized with is. */
+template <class T> int64_t start_moments(Forward<T> &q, const Problem &p, const Geometry &g, Run &run)
 {
+    int64_t stats_at = 0;
     with_width<T>(g, true, [&](auto width, const Matrix &m) {
         const int64_t part = part_reals(m), blocks = m.samples * m.chunks * m.tiles;
         q = params_of<T>(p, g, m, part + 3 * g.sets, run);
         q.parts = m.chunks * m.split;
         q.part = buffer<real_of<T>>(run.workspace);
         q.stats = q.part + part;
+        stats_at = part;
         if (blocks > 0)
             start(run, {dim3(grid_for(blocks)), dim3(THREADS)}, channels_last_forward_moments__tiles<T, width()>, q);
     });
@@ -531,19 +550,28 @@ template <class T> void start_moments(Forward<T> &q, const Problem &p, const Geo
         start_merge<32>(q, run);
     else if (q.rows > 0)
         start_merge<WIDE>(q, run);
+    return stats_at;
 }
 
-template <class T> void start_apply(Forward<T> q, const Geometry &g, Run &run)
+template <bool ENDS> void apply_launch(const Problem &p, int64_t stats_at, Run &run)
 {
-    with_width<T>(g, false, [&](auto width, const Matrix &m) {
-        q.applied = m;
-        q.run = Tile<T, width(), TILE_SIZE>::ROWS * APPLIED;
-        while (q.run < APPLIED_MOST && m.samples * m.tiles * ceil_div(m.folded_rows, 2 * q.run) >= APPLYING_BLOCKS)
-            q.run *= 2;
-        q.runs = m.folded_rows ? ceil_div(m.folded_rows, q.run) : 1; /* what is known has results though there is no x */
-        const int64_t blocks = m.samples * q.runs * m.tiles;
-        if (blocks > 0)
-            start(run, {dim3(grid_for(blocks)), dim3(THREADS)}, channels_last_forward_apply__tiles<T, width()>, q);
+    if constexpr (!ENDS)
+        if (p.act.present)
+            return apply_launch<true>(p, stats_at, run);
+    with_type(p, [&](auto x, const Geometry &g) {
+        using T = decltype(x);
+        with_width<T>(g, false, [&](auto width, const Matrix &m) {
+            auto q = params_of<T>(p, g, m, 0, run);
+            q.stats = buffer<real_of<T>>(run.workspace) + stats_at;
+            q.run = Tile<T, width(), TILE_SIZE>::ROWS * APPLIED;
+            while (q.run < APPLIED_MOST && m.samples * m.tiles * ceil_div(m.folded_rows, 2 * q.run) >= APPLYING_BLOCKS)
+                q.run *= 2;
+            q.runs = m.folded_rows ? ceil_div(m.folded_rows, q.run) : 1; /* what is known has results though there is no x */
+            const int64_t blocks = m.samples * q.runs * m.tiles;
+            if (blocks > 0)
+                start(run, {dim3(grid_for(blocks)), dim3(THREADS)}, channels_last_forward_apply__tiles<T, width(), ENDS>,
+                      ended<ENDS, width()>(p, q));
+        });
     });
 }
 
@@ -552,14 +580,14 @@ inline void launch(const Problem &p, Run &run)
     with_type(p, [&](auto x, const Geometry &g) {
         using T = decltype(x);
         Forward<T> q = {};
-        if (p.known)
-            q = params_of<T>(p, g, Matrix(), 0, run);
-        else
-            start_moments<T>(q, p, g, run);
-        start_apply<T>(q, g, run);
+        apply_launch<false>(p, p.known ? 0 : start_moments<T>(q, p, g, run), run);
         start_average<T>(p, g, q, run);
     });
 }
+
+ENDINGS void on_chip_launch<WIDE_SIZE, true>(const Problem &, Run &);
+ENDINGS void on_chip_launch<NARROW_SIZE, true>(const Problem &, Run &);
+ENDINGS void apply_launch<true>(const Problem &, int64_t, Run &);
 
 } // namespace channels_last
 

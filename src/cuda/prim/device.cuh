@@ -39,6 +39,7 @@
 #include <cuda_runtime.h>
 
 #define WF_ON_DEVICE __device__ __forceinline__
+#define WF_CALLED __device__ __noinline__ // a template's function
 #define WF_HOST_DEVICE __host__ __device__ __forceinline__
 #define WF_AT_ARG // where the emulator's reports say something happened
 #define WF_AT_PASS
