@@ -70,7 +70,7 @@ static bool is_absent(const Case *c, const Buffer *b)
 static const Operation *operation_of(const Case *c)
 {
     const Operation *op = operations;
-    const bool        activated = op_is_backward(c->op) && c->activation;
+    const bool        activated = op_norm(c->op) == DROPOUT && op_is_backward(c->op) && c->activation;
     const char *const part = c->add & ADD_OUTPUT        ? "y"
                              : case_adds(c)             ? "sum"
                              : activated                ? "x_in"

@@ -21,6 +21,7 @@
 #define __global__ __attribute__((noinline))
 
 #define WF_ON_DEVICE inline __attribute__((always_inline))
+#define WF_CALLED __attribute__((noinline))
 #define WF_HOST_DEVICE inline __attribute__((always_inline))
 #define WF_AT_ARG , emu::Site site = emu::Site::here()
 #define WF_AT_PASS , site

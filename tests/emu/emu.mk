@@ -18,7 +18,7 @@ EMU_LINK_asan := -fsanitize=address,undefined
 EMU_LINK_tsan := -fsanitize=thread
 EMU_FLAGS_plain := $(EMU_BASE) -O2
 EMU_FLAGS_asan  := $(EMU_BASE) -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all $(EMU_DEFINE_asan) -DWF_FEW_DTYPES
-EMU_FLAGS_tsan  := $(EMU_BASE) -O1 -fno-omit-frame-pointer -fsanitize=thread $(EMU_DEFINE_tsan) -DWF_FEW_DTYPES
+EMU_FLAGS_tsan  := $(EMU_BASE) -O1 -fno-omit-frame-pointer -fsanitize=thread $(EMU_DEFINE_tsan) -DWF_FEW_DTYPES -Wno-pass-failed
 
 define emu_mode
 EMU_RUNTIME_$1 := $(EMU)/$1/libemu.a

@@ -60,10 +60,13 @@ static void add(Sum *s, const struct meter_traffic *t, double *bytes)
     s->wide += 16 * (double)t->width[4];
 }
 
-/* Inputs, but what a sum is made of is read once: the next time it is the sum that is read. */
+/* Inputs, but what a sum is made of is read once: the next time it is the sum that is read. An ending's residual is read where y
+ * is made and, backward, for the sums and for dx, the second time from cache if the rest is on chip. */
 static int reads_of(const struct Metered *row, const Case *c, const char *name, bool output)
 {
     const bool is_sum = strcmp(name, "sum") == 0, forward = case_adds(c) && !op_is_backward(c->op);
+    if (case_ends(c) && strcmp(name, "residual") == 0)
+        return op_is_backward(c->op) ? 2 : 1;
     if (output)
         return is_sum ? row->reads - 1 : 0;
     return forward || strcmp(name, "dsum") == 0 ? 1 : row->reads;
