@@ -31,10 +31,11 @@ const char *suite_add_shape(Rows *, const char *shape, const char *with); /* eve
 const char *suite_with_error(const char *with); /* a word that no operation has */
 
 /* ---- plan.c ---- */
-typedef enum Tensor { /* the order of the library's struct Buffers (run.h) does not matter here */
+typedef enum Tensor { /* the order of the library's struct Buffers (run.h) does not matter here; T_Z is
+                            for peers that save what an activation was taken of */
     T_X, T_DY, T_GAMMA, T_BETA, T_RUNNING_MEAN_IN, T_RUNNING_VAR_IN, T_Y, T_MEAN, T_RSTD, T_MEAN_LO, T_RUNNING_MEAN_OUT,
     T_RUNNING_VAR_OUT, T_DX, T_DGAMMA, T_DBETA, T_MASK,
-    T_RESIDUAL, T_SUM, T_ROW_SCALE, T_COL_SCALE, T_DSUM, T_DRESIDUAL, T_COUNT
+    T_RESIDUAL, T_SUM, T_ROW_SCALE, T_COL_SCALE, T_DSUM, T_DRESIDUAL, T_Z, T_COUNT
 } Tensor;
 typedef struct Extent {
     bool     given, input;
@@ -70,6 +71,7 @@ void       *plan_tensor(const Plan *, const char *slab, Tensor); /* NULL: not gi
 
 /* ---- reference.c ---- */
 void        reference_statistics(Plan *, const char *slab);
+void        reference_saved(const Plan *, char *slab); /* T_Z */
 /* Every element of every output against the formulas in long double, within the oracle's bars. NULL or what is off. */
 const char *reference_check(const Plan *, const char *before, const char *after);
 /* The same for somebody else's result: y, dx and the parameters' gradients alone, within a thousand bars. */
@@ -80,6 +82,12 @@ const char *reference_check_peer(const Plan *, const char *before, const char *a
 void        addition_row(const Plan *, const char *slab, int64_t row, char *sum);
 /* What the gradient of the sum is multiplied by to be that of x; 0 where it was dropped. */
 double      addition_factor(const Plan *, const char *slab, int64_t row, int64_t col);
+
+/* ---- reference_ending.c ---- */
+/* A value, and how far off it may be. */
+typedef struct About { Real value; double bar; } About;
+About       ending_value_about(const Case *, About z); /* activation(z) */
+About       ending_gradient_about(const Case *, About z, double dy); /* dy activation'(z) */
 
 /* ---- self_test.c ---- */
 const char *reference_self_test(void); /* the reference against the tests' oracle; NULL or what is off */

@@ -1,6 +1,9 @@
 #include "loops.h"
 
 #include <string.h>
+
+#define WF_REAL float
+#include "../src/common/activation.h"
 #ifdef __x86_64__
 #include <immintrin.h>
 #define EACH_ISA __attribute__((target_clones("avx512f", "avx2", "default")))
@@ -111,6 +114,57 @@ void scaled_sum(const ScaledSum *s, int threads)
     }
 }
 
+/* ---- out = activation(a + b), or dy * activation'(a) ---- */
+
+/* kind is a constant where these stand. out may be a. */
+#define ACTIVATION(name, kind)                                                                      \
+    EACH_ISA static void name##_value(int n, float slope, const float *a, float *out)               \
+    {                                                                                               \
+        for (int i = 0; i < n; i++)                                                                 \
+            out[i] = activation_value(kind, slope, a[i]);                                           \
+    }                                                                                               \
+    EACH_ISA static void name##_gradient(int n, float slope, const float *a, const float *dy, float *out)  \
+    {                                                                                               \
+        for (int i = 0; i < n; i++)                                                                 \
+            out[i] = dy[i] * activation_derivative(kind, slope, a[i]);                              \
+    }
+ACTIVATION(none, ACTIVATION_NONE)
+ACTIVATION(relu, ACTIVATION_RELU)
+ACTIVATION(leaky_relu, ACTIVATION_LEAKY_RELU)
+ACTIVATION(silu, ACTIVATION_SILU)
+ACTIVATION(gelu, ACTIVATION_GELU)
+ACTIVATION(gelu_tanh, ACTIVATION_GELU_TANH)
+
+static const struct {
+    void (*value)(int n, float slope, const float *a, float *out);
+    void (*gradient)(int n, float slope, const float *a, const float *dy, float *out);
+} passes[] = {
+    { none_value, none_gradient }, { relu_value, relu_gradient }, { leaky_relu_value, leaky_relu_gradient },
+    { silu_value, silu_gradient }, { gelu_value, gelu_gradient }, { gelu_tanh_value, gelu_tanh_gradient },
+};
+
+void activated(const Activated *s, int threads)
+{
+    const void *other = s->dy ? s->dy : s->b;
+    (void)threads;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t at = 0; at < s->count; at += BLOCK) {
+        float a_room[BLOCK], other_room[BLOCK], out_room[BLOCK];
+        const int n = (int)(s->count - at < BLOCK ? s->count - at : BLOCK);
+        const float *a = floats(s->dtype, s->a, at, n, a_room), *b = floats(s->dtype, other, at, n, other_room);
+        float *out = s->dtype == WF_F32 ? (float *)s->out + at : out_room;
+        if (s->b)
+            add(n, a, b, out), a = out;
+        if (s->dy)
+            passes[s->kind].gradient(n, s->slope, a, b, out);
+        else
+            passes[s->kind].value(n, s->slope, a, out);
+        if (s->dtype != WF_F32)
+            (s->dtype == WF_BF16 ? narrow_bf16 : narrow_f16)(n, out, (uint16_t *)s->out + at);
+    }
+}
+
 #ifndef WF_TEST_CUDA
+void activated_cuda(const Activated *s, struct CUstream_st *stream) { (void)s, (void)stream; } /* as the next */
 void scaled_sum_cuda(const ScaledSum *s, struct CUstream_st *stream) { (void)s, (void)stream; } /* nobody calls it */
 #endif

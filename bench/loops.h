@@ -16,12 +16,24 @@ typedef struct ScaledSum {
     void        *out;
 } ScaledSum;
 
+/* out = activation(a + b); with dy, dy * activation'(a). */
+typedef struct Activated {
+    wf_dtype      dtype; /* of all */
+    wf_activation kind;
+    float         slope;
+    int64_t       count;
+    const void   *a, *b, *dy; /* b NULL = 0 */
+    void         *out;
+} Activated;
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 bool loops_take(wf_dtype); /* f64 is not for them, nor f16 where the processor does not convert it */
 void scaled_sum(const ScaledSum *, int threads);
 void scaled_sum_cuda(const ScaledSum *, struct CUstream_st *); /* tensors on the device, aligned to 16 bytes */
+void activated(const Activated *, int threads);
+void activated_cuda(const Activated *, struct CUstream_st *);
 #ifdef __cplusplus
 }
 #endif

@@ -12,12 +12,13 @@
 enum { MOST_STEPS = 8, SCRATCH = T_COUNT, SCRATCHES = 2, PLACES = SCRATCH + SCRATCHES, NOWHERE = -1 };
 
 /* A call has a plan: of its own tensors, at from[]. A loop has none. */
+typedef enum Kind { CALL, SCALED_SUM, SUM, ACTIVATION, GRADIENT } Kind;
 typedef struct Step {
+    Kind kind;
     Case c;
     Plan p;
     int  from[T_COUNT]; /* which of the chain's tensors each of the call's is */
     int  a, b, out; /* the loop's */
-    bool call, scaled;
 } Step;
 typedef struct Chain {
     const Plan *p;
@@ -34,7 +35,6 @@ static void add_call(Chain *s, Case c, int in, int out)
 {
     Step *step = &s->step[s->steps++];
     const bool backward = op_is_backward(c.op);
-    step->call = true;
     step->c = c;
     plan_make(&step->p, &step->c);
     for (int t = 0; t < T_COUNT; t++)
@@ -45,10 +45,10 @@ static void add_call(Chain *s, Case c, int in, int out)
     s->bytes += traffic_of(&step->p).bytes;
 }
 
-/* out = a (times the row's scales) + b */
-static void add_loop(Chain *s, int a, bool scaled, int b, int out)
+/* out = a (times the row's scales) + b, activation(a + b), b * activation'(a) */
+static void add_loop(Chain *s, Kind kind, int a, int b, int out)
 {
-    s->step[s->steps++] = (Step){ .a = a, .b = b, .out = out, .scaled = scaled };
+    s->step[s->steps++] = (Step){ .kind = kind, .a = a, .b = b, .out = out };
     s->bytes += (double)s->p->count * (double)dtype_size(s->p->c->x) * (b == NOWHERE ? 2 : 3);
 }
 
@@ -57,6 +57,7 @@ static Case norm_alone(const Case *c)
     Case norm = *c;
     norm.add = 0;
     norm.drop = 0;
+    norm.activation = WF_ACTIVATION_NONE;
     norm.null &= ~(uint32_t)NULL_DX;
     return norm;
 }
@@ -86,7 +87,7 @@ static void sum_forward(Chain *s)
     if (c->drop > 0)
         add_call(s, dropout_alone(c, DROPOUT_FORWARD), x, loop ? SCRATCH + 1 : sum), x = loop ? SCRATCH + 1 : sum;
     if (loop || x == T_X)
-        add_loop(s, x, scaled, c->add & ADD_RESIDUAL ? (int)T_RESIDUAL : NOWHERE, sum);
+        add_loop(s, scaled ? SCALED_SUM : SUM, x, c->add & ADD_RESIDUAL ? (int)T_RESIDUAL : NOWHERE, sum);
     add_call(s, norm_alone(c), sum, T_Y);
 }
 
@@ -98,14 +99,35 @@ static void sum_backward(Chain *s)
     const int dresidual = c->add & ADD_DRESIDUAL ? (int)T_DRESIDUAL : apart || !dx ? SCRATCH : (int)T_DX;
     add_call(s, norm_alone(c), T_SUM, dsum ? SCRATCH + 1 : dresidual);
     if (dsum)
-        add_loop(s, SCRATCH + 1, false, T_DSUM, dresidual);
+        add_loop(s, SUM, SCRATCH + 1, T_DSUM, dresidual);
     if (!dx || dresidual == (int)T_DX)
         return;
     int from = dresidual;
     if (!apart || scaled)
-        add_loop(s, from, scaled, NOWHERE, c->drop > 0 ? SCRATCH + 1 : (int)T_DX), from = SCRATCH + 1;
+        add_loop(s, scaled ? SCALED_SUM : SUM, from, NOWHERE, c->drop > 0 ? SCRATCH + 1 : (int)T_DX), from = SCRATCH + 1;
     if (c->drop > 0)
         add_call(s, dropout_alone(c, DROPOUT_BACKWARD), from, T_DX);
+}
+
+/* A residual and its activation are one loop. */
+static void ending_forward(Chain *s)
+{
+    const Case *c = s->p->c;
+    add_call(s, norm_alone(c), T_X, T_Y);
+    add_loop(s, c->activation ? ACTIVATION : SUM, T_Y, c->add & ADD_RESIDUAL ? (int)T_RESIDUAL : NOWHERE, T_Y);
+}
+
+/* What the activation was taken of was saved, or y, of which the sign is the same. */
+static void ending_backward(Chain *s)
+{
+    const Case *c = s->p->c;
+    const int dz = c->add & ADD_DRESIDUAL ? (int)T_DRESIDUAL : SCRATCH;
+    if (c->activation)
+        add_loop(s, GRADIENT, c->add & ADD_Y ? T_Y : T_Z, T_DY, dz);
+    else
+        add_loop(s, SUM, T_DY, NOWHERE, dz);
+    add_call(s, norm_alone(c), T_X, T_DX);
+    s->step[s->steps - 1].from[T_DY] = dz;
 }
 
 /* No steps: nothing here is fused. */
@@ -113,6 +135,8 @@ static void make_chain(Chain *s)
 {
     if (case_adds(s->p->c))
         op_is_backward(s->p->c->op) ? sum_backward(s) : sum_forward(s);
+    if (case_ends(s->p->c))
+        op_is_backward(s->p->c->op) ? ending_backward(s) : ending_forward(s);
 }
 
 /* ---- the peer ---- */
@@ -168,10 +192,20 @@ static void *unfused_prepare(const Plan *p, double *bytes)
 static void run_loop(const Chain *s, const Step *step, char *const place[PLACES], struct CUstream_st *stream)
 {
     const Case *c = s->p->c;
-    const ScaledSum loop = { .dtype = c->x, .scale_dtype = c->w, .rows = c->rows, .cols = c->cols, .a = place[step->a],
-                             .b = step->b == NOWHERE ? NULL : place[step->b], .out = place[step->out],
-                             .row_scale = step->scaled ? (const void *)place[T_ROW_SCALE] : NULL,
-                             .col_scale = step->scaled ? place[T_COL_SCALE] : NULL };
+    const void *b = step->b == NOWHERE ? NULL : place[step->b];
+    if (step->kind == ACTIVATION || step->kind == GRADIENT) {
+        const bool gradient = step->kind == GRADIENT;
+        const Activated loop = { .dtype = c->x, .kind = c->activation, .slope = (float)c->slope, .count = s->p->count,
+                                 .a = place[step->a], .b = gradient ? NULL : b, .dy = gradient ? b : NULL,
+                                 .out = place[step->out] };
+        c->backend == WF_CUDA ? activated_cuda(&loop, stream) : activated(&loop, c->threads);
+        return;
+    }
+    const bool scaled = step->kind == SCALED_SUM;
+    const ScaledSum loop = { .dtype = c->x, .scale_dtype = c->w, .rows = s->p->samples * s->p->runs, .cols = s->p->length,
+                             .a = place[step->a], .b = b, .out = place[step->out],
+                             .row_scale = scaled ? (const void *)place[T_ROW_SCALE] : NULL,
+                             .col_scale = scaled ? place[T_COL_SCALE] : NULL };
     c->backend == WF_CUDA ? scaled_sum_cuda(&loop, stream) : scaled_sum(&loop, c->threads);
 }
 
@@ -182,7 +216,7 @@ static bool unfused_call(void *state, char *slab, struct CUstream_st *stream)
     for (int t = 0; t < PLACES; t++)
         place[t] = t < SCRATCH ? plan_tensor(s->p, slab, (Tensor)t) : s->scratch[t - SCRATCH];
     for (const Step *step = s->step; step < s->step + s->steps; step++) {
-        if (!step->call) {
+        if (step->kind != CALL) {
             run_loop(s, step, place, stream);
             continue;
         }

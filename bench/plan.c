@@ -49,6 +49,27 @@ static void give_addition(Plan *p)
         give(p, T_DRESIDUAL, false, dtype, c->rows, c->cols, c->residual_stride);
 }
 
+/* What a channel norm's ending has besides: backward y, or what has z again. */
+static void give_ending(Plan *p)
+{
+    const Case *c = p->c;
+    const bool backward = op_is_backward(c->op);
+    if (c->add & ADD_RESIDUAL && !(backward && c->add & ADD_Y))
+        give(p, T_RESIDUAL, true, c->x, 1, p->count, 0);
+    if (!backward)
+        return;
+    if (c->add & ADD_DRESIDUAL && c->inplace & 2)
+        share(p, T_DRESIDUAL, T_DY);
+    else if (c->add & ADD_DRESIDUAL)
+        give(p, T_DRESIDUAL, false, c->x, 1, p->count, 0);
+    if (c->add & ADD_Y)
+        give(p, T_Y, true, c->x, 1, p->count, 0);
+    else if (c->activation)
+        give(p, T_Z, true, c->x, 1, p->count, 0);
+    if (c->activation && !(c->add & ADD_Y) && !(c->null & NULL_BETA))
+        give(p, T_BETA, true, c->w, 1, p->channels, 0);
+}
+
 /* Which elements share statistics and parameters. */
 static const char *arrange(Plan *p)
 {
@@ -111,6 +132,8 @@ const char *plan_make(Plan *p, const Case *c)
     } else {
         give(p, T_Y, false, c->x, rows, cols, y_stride);
     }
+    if (case_ends(c))
+        give_ending(p);
     if (norm == DROPOUT && (backward ? c->flags & WF_GIVEN_MASK : !(c->null & NULL_MASK)))
         give(p, T_MASK, backward, WF_F32, 1, ((c->flags & WF_FEATURES ? c->n * c->c : p->count) + 31) / 32, 0);
     if (norms && backward) {
@@ -163,7 +186,7 @@ bool plan_is_dense(const Plan *p)
            !c->sum_stride && !c->inplace;
 }
 
-bool plan_is_plain(const Plan *p) { return plan_is_dense(p) && !case_adds(p->c); }
+bool plan_is_plain(const Plan *p) { return plan_is_dense(p) && !case_adds(p->c) && !case_ends(p->c); }
 
 int64_t plan_height(const Plan *p)
 {
@@ -282,8 +305,10 @@ void plan_fill(Plan *p, char *slab)
     fill_activations(p, slab, T_X, 0);
     fill_activations(p, slab, T_DY, BLOCK / 2);
     fill_activations(p, slab, T_RESIDUAL, BLOCK / 3);
-    if (op_is_backward(p->c->op))
+    if (op_is_backward(p->c->op)) {
         fill_activations(p, slab, T_SUM, 0);
+        fill_activations(p, slab, T_Y, 0);
+    }
     fill_activations(p, slab, T_DSUM, BLOCK / 3);
     fill_vector(p, slab, T_ROW_SCALE, 1, 0.5);
     fill_vector(p, slab, T_COL_SCALE, 0.5, 0.5);
@@ -302,6 +327,8 @@ void plan_fill(Plan *p, char *slab)
     reference_statistics(p, slab);
     if (!op_is_backward(p->c->op))
         return;
+    if (p->t[T_Z].given)
+        reference_saved(p, slab);
     for (int64_t i = 0; i < p->slots; i++) {
         void *mean = plan_tensor(p, slab, T_MEAN), *mean_lo = plan_tensor(p, slab, T_MEAN_LO);
         dtype_store(p->t[T_RSTD].dtype, slab + p->t[T_RSTD].at, i, p->rstd[i]);

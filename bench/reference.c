@@ -77,6 +77,7 @@ typedef struct Job {
     int         parts;
     Part       *part;
     void      (*sample)(struct Job *, Part *, int64_t sample);
+    char       *saved; /* z */
     /* Per slot. */
     Real       *mean, *var, *rstd, *mean_g, *mean_gx;
     double     *abs_g, *abs_gx;
@@ -235,14 +236,55 @@ void reference_statistics(Plan *p, const char *slab)
     job_free(&job);
 }
 
-/* ---- judging ---- */
-
 /* To the dtype of a result. Between its steps a peer may round values about 1, whatever they come to in the end. */
 static double rounding_of(const Job *job, wf_dtype dtype, Real want)
 {
     const double size = fabs((double)want);
     return job->peer ? PEER_ROUNDINGS * half_ulp(dtype, size > 1 ? size : 1) : half_ulp(dtype, size);
 }
+
+static inline double gamma_of(const Job *job, const float *w_table, int64_t channel)
+{
+    const char *gamma = plan_tensor(job->p, job->before, T_GAMMA);
+    return gamma ? job->p->c->weight_offset + load(job->p->c->w, w_table, gamma, channel) : 1;
+}
+
+/* What a channel norm's activation is taken of, or y, which has its sign; a peer may round it as often as anything. xhat is
+ * within 8 u, and `widened`. */
+static About z_of(const Job *job, const float *table, const float *w_table, int64_t i, int64_t channel, Real xhat,
+                  double widened)
+{
+    const Plan *p = job->p;
+    const char *beta = plan_tensor(p, job->before, T_BETA), *residual = plan_tensor(p, job->before, T_RESIDUAL);
+    const double u = p->c->x == WF_F64 ? 0x1p-53 : 0x1p-24, size = fabs((double)xhat);
+    if (p->t[T_Y].given && p->t[T_Y].input)
+        return (About){ load(p->c->x, table, plan_tensor(p, job->before, T_Y), i), 0 };
+    const double g = gamma_of(job, w_table, channel), b = beta ? load(p->c->w, w_table, beta, channel) : 0;
+    const Real z = xhat * g + b + (residual ? load(p->c->x, table, residual, i) : 0);
+    const double bar = fabs(g) * (8 * u * (size > 1 ? size : 1) + widened) + 8 * u * fabs(b);
+    return (About){ z, bar + (residual ? u * fabs((double)z) : 0) + (job->peer ? rounding_of(job, p->c->x, z) : 0) };
+}
+
+static void save_z(Job *job, Part *part, int64_t s)
+{
+    const Plan *p = job->p;
+    const float *table = table_of(p->c->x), *w_table = table_of(p->c->w);
+    (void)part;
+    EACH_ELEMENT(p, s) {
+        const Real xhat = (load_x(job, table_of(job->x_dtype), s, i, j) - job->mean[slot]) * job->rstd[slot];
+        dtype_store(p->c->x, job->saved, i, z_of(job, table, w_table, i, channel, xhat, 0).value);
+    }
+}
+
+void reference_saved(const Plan *p, char *slab)
+{
+    Job job = job_new(p, slab, slab, false);
+    job.saved = plan_tensor(p, slab, T_Z);
+    each_sample(&job, save_z);
+    job_free(&job);
+}
+
+/* ---- judging ---- */
 
 static void judge(Part *part, const char *what, int64_t at, double got, Real want, double bar, double rounding)
 {
@@ -262,12 +304,16 @@ static void judge_y(Job *job, Part *part, int64_t s)
     const bool centered = op_norm(c->op) != RMSNORM;
     const float *x_table = table_of(job->x_dtype), *table = table_of(c->x), *w_table = table_of(c->w);
     const char *y = plan_tensor(p, job->after, T_Y);
-    const char *gamma = plan_tensor(p, job->before, T_GAMMA), *beta = plan_tensor(p, job->before, T_BETA);
+    const char *beta = plan_tensor(p, job->before, T_BETA);
     const double u = c->x == WF_F64 ? 0x1p-53 : 0x1p-24;
     EACH_ELEMENT(p, s) {
         const Real xhat = (load_x(job, x_table, s, i, j) - job->mean[slot]) * job->rstd[slot];
-        const double g = gamma ? c->weight_offset + load(c->w, w_table, gamma, channel) : 1;
-        const double b = beta ? load(c->w, w_table, beta, channel) : 0;
+        if (case_ends(c)) {
+            const About want = ending_value_about(c, z_of(job, table, w_table, i, channel, xhat, 0));
+            judge(part, "y", i, load(c->x, table, y, i), want.value, want.bar, rounding_of(job, c->x, want.value));
+            continue;
+        }
+        const double g = gamma_of(job, w_table, channel), b = beta ? load(c->w, w_table, beta, channel) : 0;
         const Real want = xhat * g + b;
         const double size = fabs((double)xhat);
         const double bar = centered ? 8 * u * (fabs(g) * (size > 1 ? size : 1) + fabs(b)) : 6 * u * fabs((double)want);
@@ -301,19 +347,22 @@ static Real given_mean(const Job *job, int64_t slot, double *widened)
     return dtype_load(p->t[T_MEAN].dtype, plan_tensor(p, job->before, T_MEAN), slot);
 }
 
-typedef struct Back { double dy, g, widened; Real xhat; } Back;
+typedef struct Back { Real dy, g; double off, widened; Real xhat; } Back; /* off: how far dy may be, which is dz */
 
 static inline Back back_of(const Job *job, const float *table, const float *w_table, int64_t s, int64_t i, int64_t j,
                            int64_t channel, int64_t slot)
 {
     const Plan *p = job->p;
     const Case *c = p->c;
-    const char *gamma = plan_tensor(p, job->before, T_GAMMA);
-    Back b;
-    b.dy = load(c->x, table, plan_tensor(p, job->before, T_DY), place(p, T_DY, s, i, j));
-    b.g = b.dy * (gamma ? c->weight_offset + load(c->w, w_table, gamma, channel) : 1);
+    const double dy = load(c->x, table, plan_tensor(p, job->before, T_DY), place(p, T_DY, s, i, j));
+    Back b = { .dy = dy };
     const Real mean = given_mean(job, slot, &b.widened);
     b.xhat = (load_x(job, table_of(job->x_dtype), s, i, j) - mean) * job->rstd[slot];
+    if (case_ends(c)) {
+        const About dz = ending_gradient_about(c, z_of(job, table, w_table, i, channel, b.xhat, b.widened), dy);
+        b.dy = dz.value, b.off = dz.bar;
+    }
+    b.g = b.dy * gamma_of(job, w_table, channel);
     return b;
 }
 
@@ -323,19 +372,22 @@ static void add_backward(Job *job, Part *part, int64_t s)
     const Plan *p = job->p;
     const float *table = table_of(p->c->x), *w_table = table_of(p->c->w);
     const bool centered = op_norm(p->c->op) != RMSNORM;
+    const double u = p->c->x == WF_F64 ? 0x1p-53 : 0x1p-24, roundings = fmin(16, 8 + log2((double)(p->count / p->channels)));
     EACH_ELEMENT(p, s) {
         const Back b = back_of(job, table, w_table, s, i, j, channel, slot);
-        const double size = fabs((double)b.xhat) + b.widened;
+        const double size = fabs((double)b.xhat) + b.widened, off = b.off / (roundings * u); /* as part of a scale */
+        const double abs_dy = fabs((double)b.dy), abs_g = fabs((double)b.g);
         part->sum[0][channel] += b.dy * b.xhat;
         part->sum[1][channel] += b.dy;
-        part->scale[0][channel] += fabs(b.dy) * (centered && size < 1 ? 1 : size);
-        part->scale[1][channel] += fabs(b.dy);
+        part->scale[0][channel] += abs_dy * (centered && size < 1 ? 1 : size) + off * size;
+        part->scale[1][channel] += abs_dy + off;
         if (p->by_channel)
             continue;
         job->mean_g[slot] += b.g;
         job->mean_gx[slot] += b.g * b.xhat;
-        job->abs_g[slot] += fabs(b.g);
-        job->abs_gx[slot] += fabs(b.g) * size;
+        const double off_g = off * fabs(gamma_of(job, w_table, channel));
+        job->abs_g[slot] += abs_g + off_g;
+        job->abs_gx[slot] += (abs_g + off_g) * size;
     }
 }
 
@@ -372,13 +424,16 @@ static void judge_dx(Job *job, Part *part, int64_t s)
     EACH_ELEMENT(p, s) {
         const Back b = back_of(job, table, w_table, s, i, j, channel, slot);
         Real want = b.g;
-        double scale = fabs(b.g);
+        double scale = fabs((double)b.g) + b.off * fabs(gamma_of(job, w_table, channel)) / (16 * u);
         if (!p->frozen) {
             want -= (centered ? job->mean_g[slot] : 0) + b.xhat * job->mean_gx[slot];
             scale += (centered ? job->abs_g[slot] : 0) + (fabs((double)b.xhat) + b.widened) * job->abs_gx[slot];
         }
         want *= job->rstd[slot];
         double bar = 16 * u * (double)job->rstd[slot] * scale, rounding = 0;
+        if (case_ends(c) && p->t[T_DRESIDUAL].given)
+            judge(part, "dresidual", i, load(c->x, table, plan_tensor(p, job->after, T_DRESIDUAL), i), b.dy, b.off,
+                  rounding_of(job, c->x, b.dy));
         if (case_adds(c))
             judge_dresidual(job, part, s, i, j, &want, &bar, &rounding);
         if (dx)

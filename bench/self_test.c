@@ -28,6 +28,14 @@ static const char *const lines[] = {
     "instancenorm_train x=f32 n=5 c=7 hw=30 running=1",
     "instancenorm_infer x=f32 layout=nhwc n=5 c=7 hw=30",
     "instancenorm_backward x=f16 n=5 c=7 hw=30 null=beta",
+    "batchnorm_train x=f32 n=5 c=7 hw=30 activation=relu add=residual",
+    "groupnorm_forward x=bf16 w=f32 layout=nhwc n=3 c=12 hw=35 groups=4 activation=gelu null=beta",
+    "instancenorm_infer x=f32 n=5 c=7 hw=30 activation=leaky_relu",
+    "batchnorm_backward x=f32 n=5 c=7 hw=30 activation=relu add=residual,dresidual",
+    "batchnorm_backward x=f32 layout=nhwc n=5 c=7 hw=30 flags=frozen activation=leaky_relu slope=1.5 add=dresidual null=dx",
+    "groupnorm_backward x=f32 n=3 c=12 hw=35 groups=4 activation=silu",
+    "groupnorm_backward x=f64 n=3 c=12 hw=35 groups=4 activation=gelu_tanh add=residual null=mean_lo",
+    "instancenorm_backward x=f16 layout=nhwc n=5 c=7 hw=30 activation=gelu",
 };
 
 static const Tensor tensor_of[OUTPUT_COUNT] = {

@@ -8,7 +8,8 @@ typedef struct Role { Tensor which; const char *name; } Role;
 
 static const Role read_forward[] = { { T_X, "x" }, { T_RESIDUAL, "residual" }, { T_COUNT, NULL } };
 static const Role written_forward[] = { { T_SUM, "sum" }, { T_Y, "y" }, { T_COUNT, NULL } };
-static const Role read_backward[] = { { T_X, "x" }, { T_SUM, "sum" }, { T_DY, "dy" }, { T_DSUM, "dsum" }, { T_COUNT, NULL } };
+static const Role read_backward[] = { { T_X, "x" }, { T_SUM, "sum" }, { T_DY, "dy" }, { T_DSUM, "dsum" },
+                                      { T_RESIDUAL, "residual" }, { T_Y, "y" }, { T_COUNT, NULL } };
 static const Role written_backward[] = { { T_DRESIDUAL, "dresidual" }, { T_DX, "dx" }, { T_COUNT, NULL } };
 
 /* Bytes of these tensors, whose names and number, by bytes of an element, are noted. */
@@ -27,7 +28,7 @@ static double passes(const Plan *p, const Role *roles, const char *verb, int cou
     return bytes;
 }
 
-/* What is normalized, once more; backward dy too. A sum that is not kept is made again. */
+/* What is normalized, once more; backward dy too, and what z is had from. A sum that is not kept is made again. */
 static double read_again(const Plan *p)
 {
     const bool backward = op_is_backward(p->c->op);
@@ -36,7 +37,8 @@ static double read_again(const Plan *p)
     const Tensor x = p->t[T_SUM].given ? T_SUM : T_X;
     size_t e = dtype_size(p->t[x].dtype);
     e += backward ? dtype_size(p->t[T_DY].dtype) : 0;
-    e += x == T_X && p->t[T_RESIDUAL].given ? dtype_size(p->t[T_RESIDUAL].dtype) : 0;
+    e += backward && p->t[T_Y].given ? dtype_size(p->t[T_Y].dtype) : 0;
+    e += (backward || case_adds(p->c)) && x == T_X && p->t[T_RESIDUAL].given ? dtype_size(p->t[T_RESIDUAL].dtype) : 0;
     return (double)p->count * (double)e;
 }
 
@@ -47,7 +49,7 @@ Traffic traffic_of(const Plan *p)
     Traffic t = { 0 };
     const Role *reads = backward ? read_backward : read_forward;
     /* Nothing but dx, with statistics that are constants: a product of dy alone. */
-    if (backward && p->frozen && !p->t[T_DGAMMA].given && !p->t[T_DBETA].given)
+    if (backward && p->frozen && !p->t[T_DGAMMA].given && !p->t[T_DBETA].given && !p->t[T_Z].given)
         reads++;
     t.read = passes(p, reads, "read", count, t.formula, sizeof t.formula);
     t.written = passes(p, backward ? written_backward : written_forward, "; write", count, t.formula, sizeof t.formula);
