@@ -37,8 +37,8 @@ enum { /* Case.null: the buffers given as NULL */
     NULL_BIAS = 4096
 };
 
-enum { /* Case.add: what LayerNorm and RMSNorm are given, or asked for, beside x and y; of the channel norms' ending a residual, its
-          gradient, and y in place of it in the backward pass */
+enum { /* Case.add: what LayerNorm and RMSNorm are given, or asked for, beside x and y; of the channel norms' ending a
+          residual, its gradient, and y in place of it in the backward pass */
     ADD_RESIDUAL = 1, ADD_SUM = 2, ADD_ROW_SCALE = 4, ADD_COL_SCALE = 8, ADD_DSUM = 16, ADD_DRESIDUAL = 32,
     ADD_BIAS = 64, /* dropout has this one, and forward a residual */
     ADD_OUTPUT = 128, /* backward: y in place of the sum, of which the norm still was */

@@ -2,7 +2,7 @@
  * added over strips and blocks of rows, and at last over all blocks. Included by layernorm_cpu.c. */
 
 /* What a row was multiplied by, and what was added to it. */
-struct affine {
+struct row_affine {
     struct parameter gamma, beta;
 };
 
@@ -20,9 +20,9 @@ struct layernorm_backward_run {
     bool                             stream, plain; /* plain: x has x_dtype and is not y */
 };
 
-static struct affine affine_at(const struct layernorm_backward *p, int64_t column)
+static struct row_affine row_affine_at(const struct layernorm_backward *p, int64_t column)
 {
-    return (struct affine){parameter_at(p->gamma, p->w_dtype, column, p->weight_offset),
+    return (struct row_affine){parameter_at(p->gamma, p->w_dtype, column, p->weight_offset),
                            parameter_at(p->beta, p->w_dtype, column, 0)};
 }
 
@@ -111,7 +111,7 @@ INLINE void wide_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backw
     FOR_PARAMETERS(x_dtype, w_dtype, row_products, REAL_DTYPE, r, gamma, NULL, begin, end, sum);
 }
 
-INLINE void output_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct affine of, int64_t begin,
+INLINE void output_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct backward_row *r, struct row_affine of, int64_t begin,
                             int64_t end, real sum[2])
 {
     FOR_PARAMETERS(x_dtype, w_dtype, row_products, x_dtype, r, of.gamma, &of.beta, begin, end, sum);
@@ -120,7 +120,7 @@ INLINE void output_products(wf_dtype x_dtype, wf_dtype w_dtype, const struct bac
 /* Of a float sum beside 16-bit dy, or from y. Apart, for short rows of the others pay for all that is compiled into their
  * function. */
 __attribute__((noinline)) static void sum_products(const struct layernorm_backward_run *run, const struct backward_row *r,
-                                                   struct affine of, int64_t begin, int64_t end, real sum[2])
+                                                   struct row_affine of, int64_t begin, int64_t end, real sum[2])
 {
     if (run->p->from_output)
         FOR_DTYPE(run->p->x_dtype, output_products, of.gamma.dtype, r, of, begin, end, sum);
@@ -128,7 +128,7 @@ __attribute__((noinline)) static void sum_products(const struct layernorm_backwa
         FOR_DTYPE(run->p->x_dtype, wide_products, of.gamma.dtype, r, of.gamma, begin, end, sum);
 }
 
-static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct affine of,
+static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct row_affine of,
                           int64_t begin, int64_t end, real sum[2])
 {
     if (end - begin <= TILE) {
@@ -152,13 +152,13 @@ static void backward_reduce(void *arg, int64_t begin, int64_t end)
     for (int64_t i = begin; i < end; i++) {
         const int64_t             row = i / r->segments, from = i % r->segments * SEGMENT;
         const struct backward_row b = backward_row_at(r, row, from);
-        tree_products(r, &b, affine_at(r->p, from), 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
+        tree_products(r, &b, row_affine_at(r->p, from), 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
     }
 }
 
 /* What is done to n columns of a row once its averages are known. */
 struct sweep {
-    struct affine of;
+    struct row_affine of;
     real         *dgamma, *dbeta; /* NULL: not asked for */
     int64_t       n, ahead_x, ahead_dy; /* bytes to what is fetched meanwhile */
     bool          stream, from_output;
@@ -328,7 +328,7 @@ static void backward_block(const struct layernorm_backward_run *r, int64_t block
     const int64_t begin = segment * SEGMENT, end = r->segments > 1 ? min64(begin + SEGMENT, p->cols) : p->cols;
     const int64_t last = min64((block + 1) * r->block_rows, p->rows), padded = ceil_div(end - begin, LANES) * LANES;
     real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
-    struct affine       of = affine_at(p, begin);
+    struct row_affine       of = row_affine_at(p, begin);
     _Alignas(LINE) real factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
     if (last - block * r->block_rows >= PREPARED_ROWS) {
         of.gamma = prepare_parameter(p->x_dtype, of.gamma, true, end - begin, factors);
