@@ -171,7 +171,6 @@ wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, c
     struct buffer_shape of_rows = vector_of(wf_statistics_dtype(p->x_dtype), p->rows);
     struct buffer_shape of_cols = vector_of(p->w_dtype, p->cols);
 
-
     add->present |= p->from_output || sum || add->dsum || add->dresidual || add->row_scale || add->col_scale;
     int dy = check_input(call, "dy", p->dy, of_dy, NEEDED);
     if (p->from_output)
@@ -196,7 +195,9 @@ wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, c
     check_output(call, "dbeta", p->dbeta, of_cols, OPTIONAL, -1);
     if (p->from_output)
         p->mean = p->mean_lo = NULL;
-    else if (add->present)
+    else
+        p->beta = NULL; /* nobody reads it */
+    if (!p->from_output && add->present)
         p->x = sum, p->x_stride = add->sum_stride;
     if (call_ready(call) && p->from_output)
         check_invertible(call, p);

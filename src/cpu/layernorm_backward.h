@@ -1,11 +1,6 @@
 /* Backward: a batch of rows is read for its sums, then again, from cache, for dx and the parameter gradients. These are
  * added over strips and blocks of rows, and at last over all blocks. Included by layernorm_cpu.c. */
 
-/* What a row was multiplied by, and what was added to it. */
-struct row_affine {
-    struct parameter gamma, beta;
-};
-
 struct layernorm_backward_run {
     const struct layernorm_backward *p;
     const struct addition_run       *add; /* NULL: x was not a sum */
@@ -19,12 +14,6 @@ struct layernorm_backward_run {
     int64_t                          batch, ahead; /* rows */
     bool                             stream, plain; /* plain: x has x_dtype and is not y */
 };
-
-static struct row_affine row_affine_at(const struct layernorm_backward *p, int64_t column)
-{
-    return (struct row_affine){parameter_at(p->gamma, p->w_dtype, column, p->weight_offset),
-                           parameter_at(p->beta, p->w_dtype, column, 0)};
-}
 
 /* Columns of a row; the pointers are at the first one. */
 struct backward_row {
@@ -123,9 +112,9 @@ __attribute__((noinline)) static void sum_products(const struct layernorm_backwa
                                                    struct row_affine of, int64_t begin, int64_t end, real sum[2])
 {
     if (run->p->from_output)
-        FOR_DTYPE(run->p->x_dtype, output_products, of.gamma.dtype, r, of, begin, end, sum);
+        FOR_DTYPE(run->p->x_dtype, output_products, of.dtype, r, of, begin, end, sum);
     else
-        FOR_DTYPE(run->p->x_dtype, wide_products, of.gamma.dtype, r, of.gamma, begin, end, sum);
+        FOR_DTYPE(run->p->x_dtype, wide_products, of.dtype, r, of.gamma, begin, end, sum);
 }
 
 static void tree_products(const struct layernorm_backward_run *run, const struct backward_row *r, struct row_affine of,
@@ -133,7 +122,7 @@ static void tree_products(const struct layernorm_backward_run *run, const struct
 {
     if (end - begin <= TILE) {
         if (run->plain)
-            FOR_DTYPE(run->p->x_dtype, typed_products, of.gamma.dtype, r, of.gamma, begin, end, sum);
+            FOR_DTYPE(run->p->x_dtype, typed_products, of.dtype, r, of.gamma, begin, end, sum);
         else
             sum_products(run, r, of, begin, end, sum);
         return;
@@ -152,7 +141,7 @@ static void backward_reduce(void *arg, int64_t begin, int64_t end)
     for (int64_t i = begin; i < end; i++) {
         const int64_t             row = i / r->segments, from = i % r->segments * SEGMENT;
         const struct backward_row b = backward_row_at(r, row, from);
-        tree_products(r, &b, row_affine_at(r->p, from), 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
+        tree_products(r, &b, ROW_AFFINE_AT(r->p, from), 0, min64(SEGMENT, r->p->cols - from), r->sums + 2 * i);
     }
 }
 
@@ -263,7 +252,7 @@ __attribute__((noinline)) static void sweep_sums(const struct layernorm_backward
                                                  int64_t first, int64_t rows, int64_t begin, const struct sweep *s)
 {
     for (int64_t k = 0; k < rows; k++)
-        FOR_DTYPE(r->p->x_dtype, typed_sum, s->of.gamma.dtype, r->add, first + k, begin, row + k, s);
+        FOR_DTYPE(r->p->x_dtype, typed_sum, s->of.dtype, r->add, first + k, begin, row + k, s);
 }
 
 /* Rows [first, last) at columns [begin, begin + s->n). */
@@ -289,7 +278,7 @@ static void backward_rows(const struct layernorm_backward_run *r, int64_t first,
         if (r->add)
             sweep_sums(r, row, first, rows, begin, s);
         else
-            FOR_DTYPE(p->x_dtype, sweep_batch, s->of.gamma.dtype, row, rows, s);
+            FOR_DTYPE(p->x_dtype, sweep_batch, s->of.dtype, row, rows, s);
     }
 }
 
@@ -328,13 +317,10 @@ static void backward_block(const struct layernorm_backward_run *r, int64_t block
     const int64_t begin = segment * SEGMENT, end = r->segments > 1 ? min64(begin + SEGMENT, p->cols) : p->cols;
     const int64_t last = min64((block + 1) * r->block_rows, p->rows), padded = ceil_div(end - begin, LANES) * LANES;
     real         *const total = r->partial + block * 4 * r->padded + begin, *const strip = total + 2 * r->padded;
-    struct row_affine       of = row_affine_at(p, begin);
-    _Alignas(LINE) real factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
-    if (last - block * r->block_rows >= PREPARED_ROWS) {
-        of.gamma = prepare_parameter(p->x_dtype, of.gamma, true, end - begin, factors);
-        if (of.gamma.at) /* both, or none */
-            of.beta = prepare_parameter(p->x_dtype, of.beta, false, end - begin, addends);
-    }
+    struct row_affine of = ROW_AFFINE_AT(p, begin);
+    struct prepared   prepared;
+    if (last - block * r->block_rows >= PREPARED_ROWS)
+        prepare_affine(p->x_dtype, &of, end - begin, &prepared);
     for (int64_t first = block * r->block_rows; first < last; first += STRIP_ROWS) {
         real *const  sums = first == block * r->block_rows ? total : strip;
         struct sweep s = {.of = of, .n = end - begin, .stream = r->stream, .from_output = p->from_output};

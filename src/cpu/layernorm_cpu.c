@@ -96,6 +96,29 @@ static int64_t rows_ahead(int64_t bytes, int64_t segments, int64_t stride)
     return segments > 1 ? bytes : ceil_div(bytes, stride + 1) * stride;
 }
 
+/* What xhat is multiplied by, and what is then added to it, at a row's first column; dtype: of those that are there. */
+struct row_affine {
+    struct parameter gamma, beta;
+    wf_dtype         dtype;
+};
+
+/* Those of a pass, from `column` on. */
+#define ROW_AFFINE_AT(p, column)                                                                                       \
+    ((struct row_affine){parameter_at((p)->gamma, (p)->w_dtype, column, (p)->weight_offset),                           \
+                         parameter_at((p)->beta, (p)->w_dtype, column, 0), (p)->w_dtype})
+
+struct prepared {
+    _Alignas(LINE) real gamma[PREPARED_COLUMNS], beta[PREPARED_COLUMNS];
+};
+
+/* Both, for many rows. */
+static void prepare_affine(wf_dtype x_dtype, struct row_affine *a, int64_t cols, struct prepared *to)
+{
+    a->gamma = prepare_parameter(x_dtype, a->gamma, true, cols, to->gamma);
+    a->beta = prepare_parameter(x_dtype, a->beta, false, cols, to->beta);
+    a->dtype = a->gamma.at ? a->gamma.dtype : a->beta.dtype;
+}
+
 #include "layernorm_forward.h"
 
 #include "layernorm_backward.h"

@@ -323,7 +323,7 @@ INLINE void normalize_y(wf_dtype dtype, wf_dtype w_dtype, wf_dtype x_dtype, cons
 
 /* Columns [begin, end) of rows from `first`. w: gamma and beta, at column `begin`. */
 INLINE void normalize_rows(const struct layernorm_forward_run *r, int64_t first, int64_t rows, int64_t begin, int64_t end,
-                           const struct parameter w[2], const real *mean, const real *mean_lo, const real *rstd)
+                           const struct row_affine *w, const real *mean, const real *mean_lo, const real *rstd)
 {
     const struct layernorm_forward *p = r->p;
     const wf_dtype                  y_dtype = r->given->x_dtype;
@@ -333,36 +333,29 @@ INLINE void normalize_rows(const struct layernorm_forward_run *r, int64_t first,
                                             .y_step = p->y_stride * size_of(y_dtype),
                                             .x_ahead = r->x_ahead,
                                             .y_ahead = r->y_ahead,
-                                            .gamma = w[0],
-                                            .beta = w[1],
+                                            .gamma = w->gamma,
+                                            .beta = w->beta,
                                             .n = end - begin,
                                             .rows = rows,
                                             .stores = r->stores,
                                             .mean = mean,
                                             .mean_lo = mean_lo,
                                             .rstd = rstd};
-    const wf_dtype w_dtype = w[0].at ? w[0].dtype : w[1].dtype; /* both have it, where both are there */
-    FOR_DTYPE(y_dtype, normalize_y, w_dtype, p->x_dtype, &part);
+    FOR_DTYPE(y_dtype, normalize_y, w->dtype, p->x_dtype, &part);
 }
 
 /* One row, or a part of it; all of the rows of a batch. Two functions, because a long row whose statistics do not come in
  * registers waits for the stores before it. */
 __attribute__((noinline)) static void normalize_one(const struct layernorm_forward_run *r, int64_t row, int64_t begin,
-                                                    int64_t end, const struct parameter w[2], struct stats s)
+                                                    int64_t end, const struct row_affine *w, struct stats s)
 {
     normalize_rows(r, row, 1, begin, end, w, &s.mean, &s.mean_lo, &s.rstd);
 }
 
 __attribute__((noinline)) static void normalize_batch(const struct layernorm_forward_run *r, int64_t first, int64_t rows,
-                                                      const struct parameter w[2], const struct batch_stats *s)
+                                                      const struct row_affine *w, const struct batch_stats *s)
 {
     normalize_rows(r, first, rows, 0, r->p->cols, w, s->mean, s->mean_lo, s->rstd);
-}
-
-static void parameters_at(const struct layernorm_forward *p, int64_t column, struct parameter w[2])
-{
-    w[0] = parameter_at(p->gamma, p->w_dtype, column, p->weight_offset);
-    w[1] = parameter_at(p->beta, p->w_dtype, column, 0);
 }
 
 /* The sum of columns [begin, end), if x is one. */
@@ -374,7 +367,7 @@ static void add_columns(const struct layernorm_forward_run *r, int64_t row, int6
 
 /* Apart, so that what it keeps on the stack costs long rows nothing. */
 __attribute__((noinline)) static void forward_batches(const struct layernorm_forward_run *r, int64_t begin, int64_t end,
-                                                      const struct parameter w[2])
+                                                      const struct row_affine *w)
 {
     for (int64_t first = begin; first < end; first += r->batch) {
         struct batch_stats s;
@@ -385,7 +378,7 @@ __attribute__((noinline)) static void forward_batches(const struct layernorm_for
 }
 
 /* Rows of which a batch has few, and sums. */
-static void forward_singly(const struct layernorm_forward_run *r, int64_t begin, int64_t end, const struct parameter w[2])
+static void forward_singly(const struct layernorm_forward_run *r, int64_t begin, int64_t end, const struct row_affine *w)
 {
     const struct layernorm_forward *p = r->p;
     for (int64_t first = begin; first < end; first += r->batch) {
@@ -404,17 +397,14 @@ static void forward_rows(void *arg, int64_t begin, int64_t end)
 {
     const struct layernorm_forward_run *r = arg;
     const int64_t                       cols = r->p->cols;
-    struct parameter                    w[2];
-    _Alignas(LINE) real                 factors[PREPARED_COLUMNS], addends[PREPARED_COLUMNS];
-    parameters_at(r->p, 0, w);
-    if (end - begin >= PREPARED_ROWS) {
-        w[0] = prepare_parameter(r->given->x_dtype, w[0], true, cols, factors);
-        w[1] = prepare_parameter(r->given->x_dtype, w[1], false, cols, addends);
-    }
+    struct row_affine                   w = ROW_AFFINE_AT(r->p, 0);
+    struct prepared                     prepared;
+    if (end - begin >= PREPARED_ROWS)
+        prepare_affine(r->given->x_dtype, &w, cols, &prepared);
     if (cols > 0 && min64(r->batch, end - begin) >= BATCH_ROWS_MIN && !r->add)
-        forward_batches(r, begin, end, w);
+        forward_batches(r, begin, end, &w);
     else
-        forward_singly(r, begin, end, w);
+        forward_singly(r, begin, end, &w);
     stream_fence(r->stores == PAST_CACHE);
 }
 
@@ -437,9 +427,8 @@ static void forward_apply(const void *arg, int64_t row, int64_t segment)
 {
     const struct layernorm_forward_run *r = arg;
     const int64_t                       begin = segment * SEGMENT, end = min64(begin + SEGMENT, r->p->cols);
-    struct parameter                    w[2];
-    parameters_at(r->p, begin, w);
-    normalize_one(r, row, begin, end, w, r->stats[row]);
+    const struct row_affine             w = ROW_AFFINE_AT(r->p, begin);
+    normalize_one(r, row, begin, end, &w, r->stats[row]);
     stream_fence(r->stores == PAST_CACHE);
 }
 
