@@ -144,6 +144,36 @@ INLINE vector from_lower_half(half_vector h)
 #endif
 }
 
+#if !defined(__F16C__)
+/* wf_f16_to_f32() and wf_f32_to_f16() of dtype.h, for all lanes at once: lane by lane they are the most of the kernels' text. */
+INLINE int_vector select_bits(int_vector mask, int_vector a, int_vector b)
+{
+    return (mask & a) | (~mask & b);
+}
+
+INLINE vector vector_from_f16(half_vector h)
+{
+    const word_vector w = widen(h);
+    const int_vector  sign = (int_vector)((w & 0x8000) << 16), a = (int_vector)(w & 0x7fff);
+    const int_vector normal = (a << 13) + (112 << 23);
+    const int_vector special = a << 13 | 0x7f800000 | ((a > 0x7c00) & 0x400000);
+    const int_vector small = (int_vector)(__builtin_convertvector(a, vector) * 5.9604644775390625e-8f);
+    const int_vector finite = select_bits(a < 0x400, small, normal);
+    return (vector)(sign | select_bits(a < 0x7c00, finite, special));
+}
+
+INLINE half_vector f16_from_vector(vector v)
+{
+    const int_vector bits = (int_vector)v, a = bits & 0x7fffffff;
+    const int_vector small = (int_vector)((vector)a + 0.5f) - 0x3f000000;
+    const int_vector rounded = (a - (112 << 23) + 0xfff + (a >> 13 & 1)) >> 13;
+    const int_vector normal = select_bits(rounded < 0x7c00, rounded, 0 * a + 0x7c00);
+    const int_vector number = select_bits(a < 0x38800000, small, normal);
+    const int_vector code = select_bits(a <= 0x7f800000, number, 0x7e00 | (a >> 13 & 0x3ff));
+    return __builtin_convertvector((word_vector)((bits >> 16 & 0x8000) | code), half_vector);
+}
+#endif
+
 INLINE vector vector_from_half(wf_dtype dtype, half_vector h)
 {
     if (dtype == WF_BF16)
@@ -153,10 +183,7 @@ INLINE vector vector_from_half(wf_dtype dtype, half_vector h)
 #elif defined(__F16C__)
     return (vector)_mm256_cvtph_ps((__m128i)h);
 #else
-    vector v;
-    for (int k = 0; k < WIDTH; k++)
-        v[k] = wf_f16_to_f32(h[k]);
-    return v;
+    return vector_from_f16(h);
 #endif
 }
 
@@ -184,10 +211,7 @@ INLINE half_vector half_from_vector(wf_dtype dtype, vector v)
 #elif defined(__F16C__)
     return (half_vector)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
-    half_vector h;
-    for (int k = 0; k < WIDTH; k++)
-        h[k] = wf_f32_to_f16(v[k]);
-    return h;
+    return f16_from_vector(v);
 #endif
 }
 
