@@ -11,6 +11,10 @@ PYTHON  ?= /usr/bin/python3
 V       ?= 0
 
 SHELL    := /bin/bash -o pipefail
+# A job for each core, unless the command line says otherwise; what a check prints stays together.
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += -j$(shell nproc) $(if $(filter check,$(MAKECMDGOALS)),--output-sync=target)
+endif
 Q        := $(if $(filter 1,$(V)),,@)
 on        = $(filter 1,$($1))
 MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null || uname -m)
@@ -158,13 +162,19 @@ $(O)/libwelford.so: $(O)/libwelford.so.$(MAJOR)
 
 # ---- tests ----
 
-# passive: idle OpenMP threads sleep. They would spin, which on a busy machine costs ten times the tests themselves.
-RUN_CHECK = OMP_WAIT_POLICY=passive $(if $(call on,QUICK),WELFORD_TEST_QUICK=1) $(if $(call on,TSAN),CK_FORK=no) \
+# passive: idle OpenMP threads sleep. They would spin, which on a busy machine costs ten times the tests themselves. And
+# time limits are for tests that hang, not for a core that builds something else meanwhile.
+RUN_CHECK = OMP_WAIT_POLICY=passive CK_TIMEOUT_MULTIPLIER=$(or $(CK_TIMEOUT_MULTIPLIER),4) $(if $(call on,QUICK),WELFORD_TEST_QUICK=1) $(if $(call on,TSAN),CK_FORK=no) \
             $(if $(call on,VALGRIND),CK_TIMEOUT_MULTIPLIER=50 valgrind -q --error-exitcode=9) $(O)/tests/check $(SUITES) $(ARGS)
 
-check: $(O)/tests/check $(if $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND),,check-header check-readme check-fuzz check-install)  ## build and run every test (SUITES="layernorm api", QUICK=1 for some)
-	@$(RUN_CHECK)
+PARTIAL  := $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND)
+check: $(O)/tests/check $(if $(PARTIAL),,$(O)/check.log check-header check-readme check-fuzz check-install)  ## build and run every test (SUITES="layernorm api", QUICK=1 for some)
+	@$(if $(PARTIAL),$(RUN_CHECK),cat $(O)/check.log)
 	$(if $(call on,CUDA),,@echo "CUDA: SKIPPED (no CUDA back-end in this build)"; [ "$(CI)" != true ] || [ -n "$(KIND)" ])
+
+# The longest of the tests, beside which all else is built and run; what it says comes last.
+$(O)/check.log: $(O)/tests/check FORCE
+	@$(RUN_CHECK) > $@ 2>&1 || { cat $@; exit 1; }
 
 # ---- the CUDA back-end: the same kernels on the emulator, or on a GPU ----
 
@@ -217,7 +227,7 @@ check-gpu: $(O)/tests/check  ## the same on a GPU, a process per suite, all at o
 sanitize-gpu: $(O)/tests/check  ## compute-sanitizer's four tools over a part of the same
 	@tests/tools/sanitize-gpu $< $(GPU_SUITES)
 
-check: $(if $(SUITES)$(ARGS)$(call on,VALGRIND),,check-emu check-cuda check-cuda-proofs check-cuda-asan check-cuda-tsan)
+check: $(if $(PARTIAL),,check-emu check-cuda check-cuda-proofs check-cuda-asan check-cuda-tsan)
 endif
 
 run-check: $(O)/tests/check
