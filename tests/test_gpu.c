@@ -303,11 +303,11 @@ Suite *gpu_suite(void)
     tcase_set_timeout(t, 300);
 #ifdef WF_TEST_CUDA
     if (tested_backend() == WF_CUDA) {
-        tcase_add_loop_test(t, captured, 0, OPERATIONS);
-        tcase_add_loop_test(t, two_streams, 0, OPERATIONS);
-        tcase_add_loop_test(t, second_device, 0, OPERATIONS);
-        tcase_add_loop_test(t, pending_error, 0, OPERATIONS);
-        tcase_add_loop_test(t, failing_launch, 0, OPERATIONS);
+        tcase_add_loop_test(t, captured, 0, OP_COUNT);
+        tcase_add_loop_test(t, two_streams, 0, OP_COUNT);
+        tcase_add_loop_test(t, second_device, 0, OP_COUNT);
+        tcase_add_loop_test(t, pending_error, 0, OP_COUNT);
+        tcase_add_loop_test(t, failing_launch, 0, OP_COUNT);
     }
 #endif
     suite_add_tcase(s, t);
