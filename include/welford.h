@@ -71,6 +71,9 @@ typedef enum wf_activation {
     WF_GELU_TANH       = 5
 } wf_activation;
 
+/* What y is rounded to instead of x's dtype: see LayerNorm. */
+typedef enum wf_quantization { WF_NOT_QUANTIZED = 0, WF_E4M3 = 1, WF_E5M2 = 2, WF_INT8 = 3 } wf_quantization;
+
 typedef enum wf_backend { WF_CPU = 0, WF_CUDA = 1 } wf_backend;
 WF_API wf_backend wf_default_backend(void); /* WF_CUDA where the build has it for every operation and a usable device is
                                                there, else WF_CPU */
@@ -149,7 +152,14 @@ WF_API const char *wf_variant(const char *operation, wf_backend backend, int i);
  * dgamma are within the bars above of what that y gives. Its own rounding, v |y| (v = 2^-24, 2^-11, 2^-8, 2^-53 for WF_F32,
  * WF_F16, WF_BF16, WF_F64), has moved xhat by v (|xhat| + |beta / gamma|). Where that may be an eighth of a standard
  * deviation, |gamma| < 8 v |beta| or below 16 times the least number of y's dtype, the call refuses: WF_CPU with
- * WF_INVALID, which names the column; WF_CUDA, which cannot look, makes that column of dgamma and all of dx NaN. */
+ * WF_INVALID, which names the column; WF_CUDA, which cannot look, makes that column of dgamma and all of dx NaN.
+ *
+ * Quantised y. The forward passes of LayerNorm and RMSNorm can round y, as it is in the arithmetic type, to a byte; y_stride
+ * is in bytes then, and y is not x. WF_E4M3 (largest 448) and WF_E5M2 (57344) hold y * *y_scale, to nearest even, the largest
+ * where that or Inf is beyond it, 0x7f for NaN; *y_amax becomes the largest of *y_amax and all |y|, NaN above all. WF_INT8
+ * holds y * (127 / a) likewise, 0 for NaN, where a = max(2^-100, max |y| of the row), and y_row_scale[row] = a / 127. Where
+ * any part of a sum is given, sum is needed. y is within the bars above before it is rounded. WF_CPU only: WF_CUDA says
+ * WF_UNSUPPORTED. The backward passes ignore it. */
 typedef struct wf_layernorm {
     size_t   size;
     wf_dtype x_dtype;            /* x, y, dy, dx                                                    */
@@ -163,6 +173,8 @@ typedef struct wf_layernorm {
     double   p;                  /* dropout of x before the sum: probability to DROP, 0 <= p <= 1; 0 = none */
     int64_t  residual_stride;    /* residual and dresidual; 0 = cols                                */
     int64_t  sum_stride;         /* sum and dsum; 0 = cols                                          */
+    wf_quantization quantization; /* forward                                                        */
+    uint32_t reserved_2;         /* 0                                                               */
 } wf_layernorm;
 typedef struct wf_layernorm_forward_args {
     size_t      size;
@@ -177,6 +189,9 @@ typedef struct wf_layernorm_forward_args {
     const void *col_scale;        /* [cols], gamma's dtype; NULL = 1 (layer scale)                  */
     uint64_t    seed, offset;     /* of the dropout, and pointers to them, as wf_dropout_args       */
     const uint64_t *seed_ptr, *offset_ptr;
+    const float *y_scale;         /* WF_E4M3, WF_E5M2: one, in back-end memory; NULL = 1            */
+    float       *y_amax;          /* likewise, moved; NULL = not wanted                             */
+    float       *y_row_scale;     /* [rows], WF_INT8: needed                                        */
 } wf_layernorm_forward_args;
 typedef struct wf_layernorm_backward_args {
     size_t      size;
@@ -215,6 +230,8 @@ typedef struct wf_rmsnorm {
     double   weight_offset;        /* finite; 0; 1 for a zero-centred gamma (Gemma)                 */
     double   p;                    /* and the rest of the sum: as wf_layernorm                      */
     int64_t  residual_stride, sum_stride;
+    wf_quantization quantization;
+    uint32_t reserved_2;           /* 0                                                             */
 } wf_rmsnorm;
 typedef struct wf_rmsnorm_forward_args {
     size_t      size;
@@ -226,6 +243,8 @@ typedef struct wf_rmsnorm_forward_args {
     const void *row_scale, *col_scale;
     uint64_t    seed, offset;
     const uint64_t *seed_ptr, *offset_ptr;
+    const float *y_scale;  /* from here on: a quantised y, as wf_layernorm_forward_args             */
+    float       *y_amax, *y_row_scale;
 } wf_rmsnorm_forward_args;
 typedef struct wf_rmsnorm_backward_args {
     size_t      size;

@@ -27,6 +27,13 @@ struct addition {
     void           *sum, *dresidual;
 };
 
+/* What y is rounded to, if not to x's dtype: see wf_quantization in welford.h. */
+struct quantization {
+    wf_quantization kind;
+    const float    *scale; /* NULL: 1 */
+    float          *amax, *row_scale;
+};
+
 /* Each row of cols elements has its own statistics; gamma and beta are [cols]. */
 struct layernorm_forward {
     wf_dtype x_dtype, w_dtype;
@@ -35,7 +42,8 @@ struct layernorm_forward {
     double   eps, weight_offset; /* the factor is weight_offset + gamma; 1 where gamma is NULL */
     const void *x, *gamma, *beta;
     void       *y, *mean, *mean_lo, *rstd;
-    struct addition add;
+    struct addition     add;
+    struct quantization quantize; /* y is bytes, y_stride of them, and no place for a sum */
 };
 struct layernorm_backward { /* with an addition x is the sum, of its dtype and stride */
     wf_dtype x_dtype, w_dtype;

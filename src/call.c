@@ -296,6 +296,15 @@ void check_may_be(struct call *call, int output, int alias)
         call->buffer[output].aliases |= (uint32_t)1 << alias;
 }
 
+void check_byte_rows(struct call *call, const char *name, const uint8_t *data, int64_t rows, int64_t cols, int64_t stride)
+{
+    if (call->status || call->absent)
+        return;
+    check_that(call, data || call->empty, "%s = NULL", name);
+    if (data)
+        add_buffer(call, (struct buffer){name, (const char *)data, rows, cols, stride, 0, true});
+}
+
 void check_bytes(struct call *call, const char *name, const uint8_t *data, int64_t size, enum need need, bool output)
 {
     if (call->status || call->absent)

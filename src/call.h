@@ -6,7 +6,7 @@
 
 #include "backend.h"
 
-enum { CALL_SIZES = 4, CALL_BUFFERS = 17 };
+enum { CALL_SIZES = 4, CALL_BUFFERS = 19 };
 
 /* A buffer as a matrix of bytes: rows of row_size, stride apart. */
 struct buffer {
@@ -70,6 +70,9 @@ struct buffer_shape vector_of(wf_dtype dtype, int64_t count);
 int check_input(struct call *call, const char *name, const void *data, struct buffer_shape shape, enum need need);
 int check_output(struct call *call, const char *name, void *data, struct buffer_shape shape, enum need need, int alias);
 void check_may_be(struct call *call, int output, int alias); /* another that it may alias; either may be -1 */
+
+/* An output of rows of bytes, `stride` apart, which may alias nothing. */
+void check_byte_rows(struct call *call, const char *name, const uint8_t *data, int64_t rows, int64_t cols, int64_t stride);
 
 /* An input or output of bytes, which may alias nothing. */
 void check_bytes(struct call *call, const char *name, const uint8_t *data, int64_t size, enum need need, bool output);

@@ -8,6 +8,7 @@ static wf_rmsnorm import_what(struct call *call, const wf_layernorm *what)
     CALL_IMPORT(call, l, what);
     memcpy(&w, &l, ROWS_HEAD);
     w.p = l.p, w.residual_stride = l.residual_stride, w.sum_stride = l.sum_stride;
+    w.quantization = l.quantization, w.reserved_2 = l.reserved_2;
     rows_check(call, &w);
     return w;
 }
@@ -24,6 +25,7 @@ wf_status wf_layernorm_forward(const wf_layernorm *what, const wf_layernorm_forw
     p.x = a.x, p.gamma = a.gamma, p.beta = a.beta;
     p.y = a.y, p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
     ROWS_ADDITION(p.add, a);
+    ROWS_QUANTIZATION(p.quantize, a);
     return rows_solve_forward(&call, &p);
 }
 

@@ -20,6 +20,7 @@ wf_status wf_rmsnorm_forward(const wf_rmsnorm *what, const wf_rmsnorm_forward_ar
     struct layernorm_forward p = rows_forward(&w, false);
     p.x = a.x, p.gamma = a.gamma, p.y = a.y, p.rstd = a.rrms;
     ROWS_ADDITION(p.add, a);
+    ROWS_QUANTIZATION(p.quantize, a);
     return rows_solve_forward(&call, &p);
 }
 

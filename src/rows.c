@@ -20,6 +20,8 @@ void rows_check(struct call *call, wf_rmsnorm *w)
     check_stride(call, "dy_stride", &w->dy_stride, w->y_stride, w->rows, w->cols);
     check_stride(call, "residual_stride", &w->residual_stride, w->cols, w->rows, w->cols);
     check_stride(call, "sum_stride", &w->sum_stride, w->cols, w->rows, w->cols);
+    check_that(call, (unsigned)w->quantization <= WF_INT8, "quantization = %d", (int)w->quantization);
+    check_that(call, w->reserved_2 == 0, "reserved_2 = %u, must be 0", w->reserved_2);
     check_eps(call, w->eps);
     check_that(call, isfinite(w->weight_offset), "weight_offset = %g, must be finite", w->weight_offset);
     check_fraction(call, "p", w->p);
@@ -61,7 +63,8 @@ struct layernorm_forward rows_forward(const wf_rmsnorm *w, bool centered)
                                       .y_stride = w->y_stride,
                                       .eps = w->eps,
                                       .weight_offset = w->weight_offset,
-                                      .add = addition(w)};
+                                      .add = addition(w),
+                                      .quantize.kind = w->quantization};
 }
 
 struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered, bool from_output)
@@ -90,9 +93,23 @@ static void check_scales(struct call *call, const struct addition *add, struct b
     check_input(call, "offset_ptr", add->offset_ptr, word, OPTIONAL);
 }
 
+static void check_quantization(struct call *call, const struct layernorm_forward *p)
+{
+    const struct quantization *q = &p->quantize;
+    const bool                 by_row = q->kind == WF_INT8, scaled = q->kind && !by_row;
+    const struct buffer_shape  one = vector_of(WF_F32, 1), of_rows = vector_of(WF_F32, p->rows);
+    if (scaled)
+        check_input(call, "y_scale", q->scale, one, OPTIONAL);
+    if (scaled)
+        check_output(call, "y_amax", q->amax, one, OPTIONAL, -1);
+    if (by_row)
+        check_output(call, "y_row_scale", q->row_scale, of_rows, NEEDED, -1);
+}
+
 wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p)
 {
     struct addition    *add = &p->add;
+    const bool          bytes = p->quantize.kind;
     struct buffer_shape of_x = {p->x_dtype, p->rows, p->cols, p->x_stride};
     struct buffer_shape of_y = {p->x_dtype, p->rows, p->cols, p->y_stride};
     struct buffer_shape of_residual = {add->dtype, p->rows, p->cols, add->residual_stride};
@@ -106,8 +123,13 @@ wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p)
     check_input(call, "beta", p->beta, of_cols, OPTIONAL);
     int residual = check_input(call, "residual", add->residual, of_residual, OPTIONAL);
     check_scales(call, add, of_rows, of_cols);
-    check_output(call, "y", p->y, of_y, NEEDED, x);
-    check_output(call, "sum", add->sum, of_sum, add->present && add->dtype != p->x_dtype ? NEEDED : OPTIONAL, residual);
+    if (bytes)
+        check_byte_rows(call, "y", p->y, p->rows, p->cols, p->y_stride);
+    else
+        check_output(call, "y", p->y, of_y, NEEDED, x);
+    const bool of_its_own = bytes || add->dtype != p->x_dtype; /* y has no room for it */
+    check_output(call, "sum", add->sum, of_sum, add->present && of_its_own ? NEEDED : OPTIONAL, residual);
+    check_quantization(call, p);
     check_output(call, "mean", p->mean, of_rows, OPTIONAL, -1);
     check_output(call, p->centered ? "rstd" : "rrms", p->rstd, of_rows, OPTIONAL, -1);
     check_output(call, "mean_lo", p->mean_lo, of_rows, OPTIONAL, -1);

@@ -26,6 +26,8 @@ struct layernorm_backward rows_backward(const wf_rmsnorm *w, bool centered, bool
 #define ROWS_ADDITION(add, a)  (ROWS_DROPOUT(add, a), (add).residual = (a).residual, (add).sum = (a).sum)
 #define ROWS_GRADIENTS(add, a) (ROWS_DROPOUT(add, a), (add).dsum = (a).dsum, (add).dresidual = (a).dresidual)
 
+#define ROWS_QUANTIZATION(q, a) ((q).scale = (a).y_scale, (q).amax = (a).y_amax, (q).row_scale = (a).y_row_scale)
+
 /* Checks the buffers and solves. sum: of the backward pass, in place of x unless that is y. */
 wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p);
 wf_status rows_solve_backward(struct call *call, struct layernorm_backward *p, const void *sum);

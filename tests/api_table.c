@@ -54,12 +54,17 @@
 /* Norms of a sum. */
 #define SUM_FIELDS(what)                                                                                               \
     ROW_FIELDS(what), FIELD(what, p, FIELD_FRACTION), FIELD(what, residual_stride, FIELD_STRIDE),                      \
-        FIELD(what, sum_stride, FIELD_STRIDE)
+        FIELD(what, sum_stride, FIELD_STRIDE), FIELD(what, quantization, FIELD_QUANTIZATION),                          \
+        FIELD(what, reserved_2, FIELD_RESERVED)
 #define SCALES(with)                                                                                                   \
     OPTIONAL(with, row_scale, EXTENT_ROWS), OPTIONAL(with, col_scale, EXTENT_PARAMETER),                               \
         OPTIONAL(with, seed_ptr, EXTENT_WORD), OPTIONAL(with, offset_ptr, EXTENT_WORD)
 #define ADDITION(with)                                                                                                 \
     SCALES(with), OPTIONAL(with, residual, EXTENT_RESIDUAL), WANTED(with, sum, EXTENT_SUM, "residual")
+/* With what dropout, which all of these have, makes needed. */
+#define QUANTIZED_BUFFERS(with)                                                                                        \
+    NEEDED(with, x, EXTENT_X), OPTIONAL(with, gamma, EXTENT_PARAMETER), RESULT(with, y, EXTENT_BYTES, NULL),           \
+        OPTIONAL(with, residual, EXTENT_RESIDUAL), RESULT(with, sum, EXTENT_SUM, "residual")
 #define GRADIENTS(with)                                                                                                \
     SCALES(with), OPTIONAL(with, dsum, EXTENT_SUM), WANTED(with, dresidual, EXTENT_RESIDUAL, "dsum"),                  \
         WANTED(with, dx, EXTENT_DX, "dy"), WANTED(with, dgamma, EXTENT_PARAMETER, NULL)
@@ -107,6 +112,13 @@ const Operation operations[OPERATIONS] = {
     {OPERATION(layernorm_forward, wf_layernorm), sizeof(wf_layernorm_forward_args), ROW_FLAGS,
      {SUM_FIELDS(wf_layernorm)},
      {FORWARD_BUFFERS(wf_layernorm_forward_args, EXTENT_ROWS), ADDITION(wf_layernorm_forward_args)}},
+    {OPERATION(layernorm_forward, wf_layernorm), sizeof(wf_layernorm_forward_args), ROW_FLAGS,
+     {SUM_FIELDS(wf_layernorm)},
+     {QUANTIZED_BUFFERS(wf_layernorm_forward_args), OPTIONAL(wf_layernorm_forward_args, beta, EXTENT_PARAMETER),
+      OPTIONAL(wf_layernorm_forward_args, y_scale, EXTENT_FLOAT), WANTED(wf_layernorm_forward_args, y_amax, EXTENT_FLOAT, NULL)}},
+    {OPERATION(rmsnorm_forward, wf_rmsnorm), sizeof(wf_rmsnorm_forward_args), ROW_FLAGS,
+     {SUM_FIELDS(wf_rmsnorm), FIELD(wf_rmsnorm, weight_offset, FIELD_FINITE)},
+     {QUANTIZED_BUFFERS(wf_rmsnorm_forward_args), RESULT(wf_rmsnorm_forward_args, y_row_scale, EXTENT_ROW_FLOATS, NULL)}},
     {OPERATION(layernorm_backward, wf_layernorm), sizeof(wf_layernorm_backward_args), ROW_FLAGS,
      {SUM_FIELDS(wf_layernorm)},
      {NEEDED(wf_layernorm_backward_args, dy, EXTENT_DY), NEEDED(wf_layernorm_backward_args, sum, EXTENT_SUM),
@@ -302,6 +314,12 @@ size_t api_size(const ApiCall *c, const Buffer *b)
         return (size_t)(channels * statistic);
     case EXTENT_INSTANCES:
         return (size_t)((per_channel ? 1 : n) * channels * statistic);
+    case EXTENT_BYTES:
+        return (size_t)activation_count(c, "y_stride", "cols");
+    case EXTENT_ROW_FLOATS:
+        return (size_t)api_integer(c, "rows") * sizeof(float);
+    case EXTENT_FLOAT:
+        return sizeof(float);
     case EXTENT_MASK:
         return (size_t)(n * channels * (api_integer(c, "flags") & WF_FEATURES ? 1 : api_integer(c, "hw")) + 7) / 8;
     default:
@@ -352,6 +370,7 @@ void api_fit(ApiCall *c)
         const int64_t statistic = x_dtype == WF_F64 ? WF_F64 : WF_F32;
         const int64_t dtype = b->extent <= EXTENT_DY || b->extent == EXTENT_BIAS ? x_dtype
                               : b->extent == EXTENT_PARAMETER                      ? w_dtype
+                              : b->extent >= EXTENT_FLOAT                          ? WF_F32
                                                                                    : statistic;
         take(c, i, api_size(c, b), dtype);
         *api_with(c, b) = c->size[i] ? c->memory[i] : NULL;
@@ -390,6 +409,8 @@ void api_begin(ApiCall *c, const Operation *op, int64_t rows)
         api_set_integer(c, "flags", WF_GIVEN_MASK);
     if (api_buffer(op, "x_in"))
         api_set_integer(c, "activation", WF_GELU);
+    if (api_buffer(op, "y_amax") || api_buffer(op, "y_row_scale"))
+        api_set_integer(c, "quantization", api_buffer(op, "y_amax") ? WF_E4M3 : WF_INT8);
     if (api_field(op, "activation") && api_field(op, "eps"))
         api_set_integer(c, "activation", WF_RELU);
     api_fit(c);

@@ -9,7 +9,7 @@
 #include "welford.h"
 
 typedef enum FieldKind {
-    FIELD_X_DTYPE, FIELD_W_DTYPE, FIELD_LAYOUT, FIELD_DROPOUT_KIND, FIELD_ACTIVATION, /* int-sized enums */
+    FIELD_X_DTYPE, FIELD_W_DTYPE, FIELD_LAYOUT, FIELD_DROPOUT_KIND, FIELD_ACTIVATION, FIELD_QUANTIZATION, /* int-sized enums */
     FIELD_FLAGS, FIELD_RESERVED,                                    /* uint32_t        */
     FIELD_SIZE, FIELD_STRIDE, FIELD_GROUPS, FIELD_CHANNELS,         /* int64_t         */
     FIELD_EPS, FIELD_FRACTION, FIELD_FINITE                         /* double          */
@@ -25,7 +25,8 @@ typedef enum Extent { /* elements and dtype of a buffer */
     EXTENT_PARAMETER,                                              /* [cols] or [c] of w_dtype               */
     EXTENT_BIAS,                                                   /* of a fold                              */
     EXTENT_ROWS, EXTENT_GROUPS, EXTENT_CHANNELS, EXTENT_INSTANCES, /* statistics                             */
-    EXTENT_MASK, EXTENT_WORD
+    EXTENT_MASK, EXTENT_WORD,
+    EXTENT_BYTES, EXTENT_FLOAT, EXTENT_ROW_FLOATS                  /* a quantised y, and its scales          */
 } Extent;
 typedef struct Buffer {
     const char *name;
@@ -35,7 +36,7 @@ typedef struct Buffer {
     const char *alias; /* of an output: the input that it may be; "a|b": either */
 } Buffer;
 
-enum { MAX_FIELDS = 15, MAX_BUFFERS = 15 };
+enum { MAX_FIELDS = 17, MAX_BUFFERS = 15 };
 typedef struct Operation {
     const char *name;
     wf_status (*call)(const void *what, const void *with, const wf_exec *where);
@@ -46,9 +47,9 @@ typedef struct Operation {
     Buffer buffer[MAX_BUFFERS];
 } Operation;
 
-/* Norms of a sum, their backward passes from y, and dropout with a given mask or an activation, count as operations of their
- * own. */
-enum { OPERATIONS = 24 };
+/* Norms of a sum, those with a quantised y, the backward passes from y, and dropout with a given mask or an activation, count
+ * as operations of their own. */
+enum { OPERATIONS = 26 };
 extern const Operation operations[OPERATIONS];
 
 typedef struct ApiCall {

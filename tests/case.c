@@ -28,18 +28,19 @@ static const struct { const char *name; Norm norm; } ops[OP_COUNT] = {
 };
 
 /* Words of a field by value, NULL at the end; of a set of bits by bit. */
-static const char *const dtypes[]   = { "f32", "f16", "bf16", "f64", NULL };
+static const char *const dtypes[]   = { "f32", "f16", "bf16", "f64", "e4m3", "e5m2", "int8", NULL };
 static const char *const layouts[]  = { "nchw", "nhwc", NULL };
 static const char *const backends[] = { "cpu", "cuda", NULL };
 static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", "given_mask", "bias_f32", NULL };
 static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", "bias", "output",
                                         "y", NULL };
+static const char *const quantizations[] = { "none", "e4m3", "e5m2", "int8", NULL };
 static const char *const kinds[]    = { "dropout", "alpha", NULL };
 static const char *const activations[] = { "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", NULL };
 static const char *const fpmodes[]  = { "nearest", "up", "down", "zero", "flush", NULL };
 static const char *const runnings[] = { "0", "1", "inplace", "nan", NULL };
 static const char *const nulls[]    = { "x", "y", "dy", "dx", "gamma", "beta", "dgamma", "dbeta", "mean", "rstd",
-                                        "mean_lo", "mask", "bias", NULL };
+                                        "mean_lo", "mask", "bias", "amax", NULL };
 static const char *const datas[]    = { "normal", "offset", "ratio6", "constant", "subnormal", "huge18", "huge30",
                                         "nanrow", "infrow", "outlier", "exactsum", "ones", "tiny", "big",
                                         "opposite", NULL };
@@ -69,6 +70,9 @@ static const struct Field {
     { "dy_stride", ROWS, offsetof(Case, dy_stride), INT64, false, NULL },
     { "add", ROWS | CHANNELS | DROP, offsetof(Case, add), BITS, false, adds },
     { "drop", ROWS, offsetof(Case, drop), DOUBLE, false, NULL },
+    { "quantize", ROWS, offsetof(Case, quantize), WORD, false, quantizations },
+    { "y_scale", ROWS, offsetof(Case, y_scale), DOUBLE, false, NULL },
+    { "amax", ROWS, offsetof(Case, amax), DOUBLE, false, NULL },
     { "residual_stride", ROWS, offsetof(Case, residual_stride), INT64, false, NULL },
     { "sum_stride", ROWS, offsetof(Case, sum_stride), INT64, false, NULL },
     { "channels", FOLDS, offsetof(Case, channels), INT64, false, NULL },
@@ -111,6 +115,7 @@ bool case_adds(const Case *c) { return has_rows(c) && (c->add || c->drop > 0); }
 bool case_ends(const Case *c) { return CHANNELS >> ops[c->op].norm & 1 && (c->add || c->activation); }
 bool case_fuses(const Case *c) { return ops[c->op].norm == DROPOUT && (c->add || c->activation); }
 wf_dtype case_sum_dtype(const Case *c) { return c->flags & WF_SUM_F32 ? WF_F32 : c->x; }
+wf_dtype case_y_dtype(const Case *c) { return c->quantize ? (wf_dtype)(WF_F64 + c->quantize) : c->x; }
 const char *dtype_name(wf_dtype dtype) { return dtypes[dtype]; }
 const char *data_name(Data data) { return datas[data]; }
 

@@ -34,7 +34,7 @@ typedef enum Data { /* see data.h */
 enum { /* Case.null: the buffers given as NULL */
     NULL_X = 1, NULL_Y = 2, NULL_DY = 4, NULL_DX = 8, NULL_GAMMA = 16, NULL_BETA = 32, NULL_DGAMMA = 64,
     NULL_DBETA = 128, NULL_MEAN = 256, NULL_RSTD = 512 /* RMSNorm: rrms */, NULL_MEAN_LO = 1024, NULL_MASK = 2048,
-    NULL_BIAS = 4096
+    NULL_BIAS = 4096, NULL_AMAX = 8192
 };
 
 enum { /* Case.add: what LayerNorm and RMSNorm are given, or asked for, beside x and y; of the channel norms' ending a
@@ -64,6 +64,9 @@ typedef struct Case {
     int64_t    channels; /* of a fold; 0 = all */
     double     eps, momentum, weight_offset, p;
     double     drop; /* the p of a sum's dropout */
+    int32_t    quantize; /* wf_quantization of y, forward */
+    double     y_scale; /* 0: NULL */
+    double     amax; /* what y_amax holds before */
     uint32_t   add;
     int32_t    kind; /* dropout: wf_dropout_kind */
     int32_t    activation;
@@ -96,6 +99,7 @@ bool        case_adds(const Case *); /* a norm of a sum, not of x */
 bool        case_ends(const Case *); /* a channel norm with a residual or an activation */
 bool        case_fuses(const Case *); /* a dropout with something around it */
 wf_dtype    case_sum_dtype(const Case *);
+wf_dtype    case_y_dtype(const Case *); /* as forward stores it: E4M3, E5M2 and INT8 (data.h) too */
 const char *dtype_name(wf_dtype);
 const char *data_name(Data);
 

@@ -6,11 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "oracle_quantize.h"
+
 #define WORST_VARIABLE "WELFORD_TEST_WORST"
 
 static void record(const Case *c, Output out, wf_dtype dtype, double worst)
 {
-    static double seen[OP_COUNT][OUTPUT_COUNT][4];
+    static double seen[OP_COUNT][OUTPUT_COUNT][DTYPE_COUNT];
     const char *path = getenv(WORST_VARIABLE);
     double *known = &seen[c->op][out][dtype];
     if (!path || worst <= *known)
@@ -36,6 +38,10 @@ static double error_in_bars(const Expected *e, int64_t i, Quad got)
         return isfinite(have) ? HUGE_VAL : 0;
     if (isnan(have))
         return HUGE_VAL;
+    if (dtype_size(e->dtype) == 1) /* between what both ends of the bar become */
+        return got >= quantized_nearest(e->dtype, e->value[i] - bar) && got <= quantized_nearest(e->dtype, e->value[i] + bar)
+                   ? 0
+                   : HUGE_VAL;
     /* Around the largest value of the dtype both it and Inf may be right. */
     if (isinf(have))
         return (have > 0) == (value > 0) && isinfq(round_to(e->dtype, fabs(value) + bar)) ? 0 : HUGE_VAL;
@@ -86,7 +92,7 @@ static int by_name(const void *a, const void *b)
 
 void worst_print(const char *path)
 {
-    enum { MOST = OP_COUNT * OUTPUT_COUNT * 4 };
+    enum { MOST = OP_COUNT * OUTPUT_COUNT * DTYPE_COUNT };
     struct entry *table = calloc(MOST, sizeof *table), next;
     int count = 0;
     FILE *file = fopen(path, "r");

@@ -6,11 +6,12 @@
 #include <string.h>
 
 #include "oracle_fold.h"
+#include "oracle_quantize.h"
 #include "oracle_sum.h"
 
 static const struct { int size, precision, least_exponent, greatest_exponent; } formats[] = {
     [WF_F32] = { 4, 24, -126, 127 }, [WF_F16] = { 2, 11, -14, 15 }, [WF_BF16] = { 2, 8, -126, 127 },
-    [WF_F64] = { 8, 53, -1022, 1023 },
+    [WF_F64] = { 8, 53, -1022, 1023 }, [E4M3] = { 1, 4, -6, 8 }, [E5M2] = { 1, 3, -14, 15 }, [INT8] = { 1, 8, 7, 7 },
 };
 
 size_t dtype_size(wf_dtype dtype) { return (size_t)formats[dtype].size; }
@@ -104,6 +105,8 @@ double dtype_load(wf_dtype dtype, const void *array, int64_t i)
         return ((const double *)array)[i];
     if (dtype == WF_F32)
         return ((const float *)array)[i];
+    if (dtype_size(dtype) == 1)
+        return quantized_value(dtype, ((const uint8_t *)array)[i]);
     return decode16(dtype, ((const uint16_t *)array)[i]);
 }
 

@@ -9,6 +9,12 @@
 
 typedef __float128 Quad;
 
+/* Dtypes that only a quantised y has. */
+#define E4M3 ((wf_dtype)(WF_F64 + WF_E4M3))
+#define E5M2 ((wf_dtype)(WF_F64 + WF_E5M2))
+#define INT8 ((wf_dtype)(WF_F64 + WF_INT8))
+enum { DTYPE_COUNT = WF_F64 + WF_INT8 + 1 };
+
 /* Floating-point formats by dtype: precision in bits (hidden one included) and least normal exponent. */
 size_t   dtype_size(wf_dtype);
 wf_dtype stat_dtype(wf_dtype x); /* of statistics: f32, f64 for f64 */

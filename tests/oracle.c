@@ -6,12 +6,14 @@
 
 #include "oracle_ending.h"
 #include "oracle_fold.h"
+#include "oracle_quantize.h"
 #include "oracle_sum.h"
 
 const char *output_name(Output out)
 {
     static const char *const names[] = { "y", "mean", "mean+mean_lo", "rstd", "running_mean", "running_var", "dx",
-                                         "dgamma", "dbeta", "sum", "dresidual", "folded_bias" };
+                                         "dgamma", "dbeta", "sum", "dresidual", "folded_bias", "y_amax",
+                                         "y_row_scale" };
     return names[out];
 }
 
@@ -338,6 +340,8 @@ void oracle_solve(const Problem *p, const Quad *mean_given, Expected out[OUTPUT_
             solve_running(p, &s, loose, out);
         if (case_adds(p->c))
             addition_forward(p, out);
+        if (p->c->quantize)
+            quantize_forward(p, out);
     }
     free(loose);
     free_statistics(s);

@@ -36,10 +36,10 @@ static const char *failure(const Case *c, const char *format, ...)
 #define ROWS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .flags = c->flags, .rows = c->rows, \
     .cols = c->cols, .x_stride = c->x_stride, .y_stride = c->y_stride, .dx_stride = c->dx_stride, \
     .dy_stride = c->dy_stride, .eps = c->eps, .p = c->drop, .residual_stride = c->residual_stride, \
-    .sum_stride = c->sum_stride }
+    .sum_stride = c->sum_stride, .quantization = (wf_quantization)c->quantize }
 #define SEEDS      b->pointed ? ~c->seed : c->seed, b->pointed ? c->offset - OFFSET_POINTED : c->offset, \
                    b->pointed, b->pointed ? b->pointed + 1 : NULL
-#define ADDED      b->residual, b->sum, b->row_scale, b->col_scale, SEEDS
+#define ADDED      b->residual, b->sum, b->row_scale, b->col_scale, SEEDS, b->y_scale, b->y_amax, b->y_row_scale
 #define SUM_PASSED b->sum, b->dsum, b->dresidual, b->row_scale, b->col_scale, SEEDS, b->output
 #define CHANNELS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .layout = c->layout, \
     .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps, .activation = c->activation, .slope = c->slope }
@@ -132,13 +132,15 @@ size_t run_workspace(const Case *c)
 
 typedef enum Id {
     X, DY, GAMMA, BETA, RUNNING_MEAN_IN, RUNNING_VAR_IN, Y, MEAN, RSTD, MEAN_LO, RUNNING_MEAN_OUT, RUNNING_VAR_OUT, DX,
-    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, POINTED, OUTPUT, ID_COUNT
+    DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, POINTED, OUTPUT,
+    Y_SCALE, Y_AMAX, Y_ROW_SCALE, ID_COUNT
 } Id;
 
 static const char *const names[ID_COUNT] = { "x", "dy", "gamma", "beta", "running_mean_in", "running_var_in", "y", "mean",
                                              "rstd", "mean_lo", "running_mean_out", "running_var_out", "dx", "dgamma",
                                              "dbeta", "residual", "row_scale", "col_scale", "dsum", "sum",
-                                             "dresidual", "bias", "folded_bias", "seed_ptr", "y" };
+                                             "dresidual", "bias", "folded_bias", "seed_ptr", "y", "y_scale", "y_amax",
+                                             "y_row_scale" };
 
 /* ---- the caller's floating-point mode ---- */
 
@@ -186,7 +188,7 @@ static Case forward_of(const Case *c)
     f.flags = c->flags & WF_SUM_F32;
     f.null = c->null & (NULL_GAMMA | NULL_BETA);
     f.running = RUNNING_NONE;
-    f.inplace = 0;
+    f.inplace = f.quantize = 0;
     if (case_ends(c))
         f.add = c->add & ADD_RESIDUAL;
     if (case_adds(c))
@@ -199,7 +201,8 @@ static Id tensor_of(Output out)
     static const Id ids[] = { [OUT_Y] = Y, [OUT_MEAN] = MEAN, [OUT_MEAN_PAIR] = MEAN_LO, [OUT_RSTD] = RSTD,
                               [OUT_RUNNING_MEAN] = RUNNING_MEAN_OUT, [OUT_RUNNING_VAR] = RUNNING_VAR_OUT, [OUT_DX] = DX,
                               [OUT_DGAMMA] = DGAMMA, [OUT_DBETA] = DBETA,
-                              [OUT_SUM] = SUM, [OUT_DRESIDUAL] = DRESIDUAL, [OUT_FOLDED_BIAS] = FOLDED_BIAS };
+                              [OUT_SUM] = SUM, [OUT_DRESIDUAL] = DRESIDUAL, [OUT_FOLDED_BIAS] = FOLDED_BIAS,
+                              [OUT_AMAX] = Y_AMAX, [OUT_ROW_SCALE] = Y_ROW_SCALE };
     return ids[out];
 }
 
@@ -285,6 +288,21 @@ static void fill_fold(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     t[FOLDED_BIAS] = c->inplace & 2 && p->bias ? t[BIAS] : tensor_new(dtype, 1, p->biases, 0, c->misalign);
 }
 
+/* What a quantised y has besides. */
+static void fill_quantization(const Case *c, Tensor t[ID_COUNT])
+{
+    if (c->quantize == WF_INT8) {
+        t[Y_ROW_SCALE] = tensor_new(WF_F32, 1, c->rows, 0, c->misalign);
+        return;
+    }
+    if (c->y_scale != 0)
+        t[Y_SCALE] = tensor_input(WF_F32, 1, 1, 0, c->misalign, (const Quad[]){ c->y_scale });
+    if (c->null & NULL_AMAX)
+        return;
+    t[Y_AMAX] = tensor_new(WF_F32, 1, 1, 0, c->misalign);
+    tensor_put(&t[Y_AMAX], (const Quad[]){ c->amax });
+}
+
 /* What the channel norms' ending has besides. */
 static void fill_ending(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 {
@@ -334,7 +352,9 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
     } else {
         if (p->beta)
             t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
-        t[Y] = c->inplace & 1 ? t[X] : tensor_new(c->x, rows, cols, y_stride, off);
+        t[Y] = c->inplace & 1 ? t[X] : tensor_new(case_y_dtype(c), rows, cols, y_stride, off);
+        if (c->quantize)
+            fill_quantization(c, t);
         if (norm == FOLD)
             fill_fold(c, p, t);
         if (!(null & NULL_RSTD) && norm != FOLD)
@@ -423,7 +443,7 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
                   at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA], at[RESIDUAL],
                   at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL], at[BIAS], at[FOLDED_BIAS],
-                  at[POINTED], at[OUTPUT] };
+                  at[POINTED], at[OUTPUT], at[Y_SCALE], at[Y_AMAX], at[Y_ROW_SCALE] };
     set_fpmode(c->fpmode);
     unsigned mode_before = get_fpmode();
     wf_status status = run_call(c, &b, &where);

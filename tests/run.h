@@ -38,6 +38,8 @@ typedef struct Buffers {
     void       *folded_bias;
     const uint64_t *pointed; /* the sum's seed, and OFFSET_POINTED to add to its offset; NULL: given as they are */
     const void     *output;  /* y, where a backward pass has it in place of x */
+    const float    *y_scale;
+    float          *y_amax, *y_row_scale;
 } Buffers;
 wf_status run_call(const Case *, const Buffers *, const wf_exec *);
 size_t    run_workspace(const Case *);

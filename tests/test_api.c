@@ -40,6 +40,7 @@ START_TEST(enumerators_are_never_renumbered)
     ck_assert(WF_ACCUMULATE == 1 && WF_FROZEN == 2 && WF_FEATURES == 4 && WF_BIASED == 8 && WF_SUM_F32 == 16);
     ck_assert(WF_GIVEN_MASK == 32 && WF_BIAS_F32 == 64);
     ck_assert(WF_DRY_RUN == 65536);
+    ck_assert(WF_NOT_QUANTIZED == 0 && WF_E4M3 == 1 && WF_E5M2 == 2 && WF_INT8 == 3);
     ck_assert(WF_DROPOUT == 0 && WF_ALPHA_DROPOUT == 1);
 }
 END_TEST

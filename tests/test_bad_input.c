@@ -52,7 +52,8 @@ START_TEST(enumerators)
     static const struct {
         FieldKind kind;
         int known;
-    } enums[] = {{FIELD_X_DTYPE, 4}, {FIELD_W_DTYPE, 4}, {FIELD_LAYOUT, 2}, {FIELD_DROPOUT_KIND, 2}, {FIELD_ACTIVATION, 6}};
+    } enums[] = {{FIELD_X_DTYPE, 4}, {FIELD_W_DTYPE, 4}, {FIELD_LAYOUT, 2}, {FIELD_DROPOUT_KIND, 2}, {FIELD_ACTIVATION, 6},
+                 {FIELD_QUANTIZATION, 4}};
     const Operation *op = &operations[_i];
     for (int e = 0; e < COUNT(enums); e++)
         for (const Field *f = op->field; f < op->field + MAX_FIELDS && f->name; f++)
@@ -90,6 +91,8 @@ START_TEST(reserved)
 {
     if (api_field(&operations[_i], "reserved"))
         expect_integer(&operations[_i], "reserved", 1, WF_INVALID);
+    if (api_field(&operations[_i], "reserved_2"))
+        expect_integer(&operations[_i], "reserved_2", 1, WF_INVALID);
 }
 END_TEST
 

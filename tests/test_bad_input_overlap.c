@@ -15,7 +15,7 @@ Suite *bad_input_overlap_suite(void);
 
 static size_t alignment_of(const Buffer *b)
 {
-    return b->extent == EXTENT_WORD ? 8 : b->extent == EXTENT_MASK ? 1 : 4;
+    return b->extent == EXTENT_WORD ? 8 : b->extent == EXTENT_MASK || b->extent == EXTENT_BYTES ? 1 : 4;
 }
 
 /* A call whose inputs and the outputs that may be them have equal strides. */

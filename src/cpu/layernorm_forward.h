@@ -1,4 +1,5 @@
 /* Forward: a batch of rows is read for its statistics, then written. Included by layernorm_cpu.c. */
+#include "quantize.h"
 
 struct layernorm_forward_run {
     const struct layernorm_forward *p;     /* of the sum, if there is one: x is where it is put, of its dtype */
@@ -10,6 +11,8 @@ struct layernorm_forward_run {
     enum stores                     stores;
     int64_t                         batch; /* rows */
     int64_t                         x_ahead, y_ahead; /* bytes to what is fetched meanwhile */
+    real                           *factor; /* [rows], of a quantised y; where part is */
+    int32_t                        *amax;   /* the bits of the largest |y| so far */
 };
 
 /* Sums over values x of a row, with d = x - center. */
@@ -358,6 +361,21 @@ __attribute__((noinline)) static void normalize_batch(const struct layernorm_for
     normalize_rows(r, first, rows, 0, r->p->cols, w, s->mean, s->mean_lo, s->rstd);
 }
 
+/* The same in bytes; factor: what y is multiplied by. */
+__attribute__((noinline)) static void quantize_one(const struct layernorm_forward_run *r, int64_t row, int64_t begin,
+                                                   int64_t end, struct stats s, real factor)
+{
+    raise_amax(r->amax, quantize_columns(r->p, row, begin, end, s, factor));
+}
+
+static void quantize_batch(const struct layernorm_forward_run *r, int64_t first, int64_t rows, const struct batch_stats *s)
+{
+    for (int64_t k = 0; k < rows; k++) {
+        const struct stats of = {s->mean[k], s->mean_lo[k], s->rstd[k]};
+        quantize_one(r, first + k, 0, r->p->cols, of, row_factor(r->p, first + k, of));
+    }
+}
+
 /* The sum of columns [begin, end), if x is one. */
 static void add_columns(const struct layernorm_forward_run *r, int64_t row, int64_t begin, int64_t end)
 {
@@ -373,7 +391,10 @@ __attribute__((noinline)) static void forward_batches(const struct layernorm_for
         struct batch_stats s;
         const int64_t      rows = min64(r->batch, end - first);
         batch_stats(r->p, first, rows, &s);
-        normalize_batch(r, first, rows, w, &s);
+        if (r->p->quantize.kind)
+            quantize_batch(r, first, rows, &s);
+        else
+            normalize_batch(r, first, rows, w, &s);
     }
 }
 
@@ -388,8 +409,11 @@ static void forward_singly(const struct layernorm_forward_run *r, int64_t begin,
             add_columns(r, first + k, 0, p->cols);
             stats[k] = finish_row(p, first + k, p->cols ? row_moments(p, first + k, 0, p->cols) : (struct moments){0});
         }
-        for (int64_t k = 0; k < rows && p->cols; k++) /* x may be NULL where there is none */
-            normalize_one(r, first + k, 0, p->cols, w, stats[k]);
+        for (int64_t k = 0; k < rows; k++)
+            if (p->quantize.kind)
+                quantize_one(r, first + k, 0, p->cols, stats[k], row_factor(p, first + k, stats[k]));
+            else if (p->cols) /* x may be NULL where there is none */
+                normalize_one(r, first + k, 0, p->cols, w, stats[k]);
     }
 }
 
@@ -421,6 +445,8 @@ static void forward_combine(const void *arg, int64_t row)
     const struct layernorm_forward_run *r = arg;
     const struct moments                m = moments_tree(r->part + row * r->segments, SEGMENT, r->p->cols);
     r->stats[row] = finish_row(r->p, row, m);
+    if (r->p->quantize.kind)
+        r->factor[row] = row_factor(r->p, row, r->stats[row]);
 }
 
 static void forward_apply(const void *arg, int64_t row, int64_t segment)
@@ -428,7 +454,10 @@ static void forward_apply(const void *arg, int64_t row, int64_t segment)
     const struct layernorm_forward_run *r = arg;
     const int64_t                       begin = segment * SEGMENT, end = min64(begin + SEGMENT, r->p->cols);
     const struct row_affine             w = ROW_AFFINE_AT(r->p, begin);
-    normalize_one(r, row, begin, end, &w, r->stats[row]);
+    if (r->p->quantize.kind)
+        quantize_one(r, row, begin, end, r->stats[row], r->factor[row]);
+    else
+        normalize_one(r, row, begin, end, &w, r->stats[row]);
     stream_fence(r->stores == PAST_CACHE);
 }
 
@@ -440,6 +469,7 @@ static size_t layernorm_forward_plan(const struct layernorm_forward *p, void *wo
     if (r->segments > 1) {
         r->part = cpu_take(&arena, p->rows * r->segments, sizeof *r->part);
         r->stats = cpu_take(&arena, p->rows, sizeof *r->stats);
+        r->factor = cpu_take(&arena, p->quantize.kind ? p->rows : 0, sizeof *r->factor);
     }
     return cpu_arena_size(&arena);
 }
@@ -467,6 +497,9 @@ static void layernorm_forward(const struct layernorm_forward *given, const struc
         sum.x_stride = given->add.sum ? given->add.sum_stride : given->y_stride;
         sum.x_dtype = given->add.dtype;
     }
+    float  *to_amax = given->quantize.amax;
+    int32_t amax = to_amax ? amax_bits(*to_amax) : 0;
+    r.amax = &amax;
     r.given = given;
     layernorm_forward_plan(p, run->workspace, &r);
     r.stores = stores_of(run);
@@ -484,4 +517,6 @@ static void layernorm_forward(const struct layernorm_forward *given, const struc
                                                  .combine = forward_combine,
                                                  .apply = forward_apply,
                                                  .arg = &r});
+    if (to_amax && p->rows && p->cols)
+        *to_amax = wf_float_from_bits((uint32_t)amax);
 }

@@ -84,6 +84,8 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
     const Variant<Problem> *v = variants;
     while (v->name && !(wanted ? strcmp(v->name, wanted) == 0 : v->takes(p)))
         v++;
+    if (!wanted && !v->name)
+        return call_fail(call, WF_UNSUPPORTED, "no kernel of the CUDA back-end takes this case");
     if (!v->name || !v->takes(p))
         return call_fail(call, WF_UNSUPPORTED, "where.variant = \"%s\" does not take this case", wanted);
     if (call_workspace(call, workspace_size(variants, p), &workspace))

@@ -57,7 +57,7 @@ size_t no_workspace(const Problem &) { return 0; }
 /* Sums have the steps of the ladder that hold most: as the others, those reach down to where the step before ends. */
 template <int G, int HELD> bool registers_take(const Problem &p)
 {
-    return registers_fit<G>(row_size(p), HELD) && (HELD == HELD_SIZE || !p.add.present);
+    return !p.quantize.kind && registers_fit<G>(row_size(p), HELD) && (HELD == HELD_SIZE || !p.add.present);
 }
 
 template <int G, int HELD> void registers_launch(const Problem &p, Run &run)
@@ -70,7 +70,7 @@ template <int G, int HELD> void registers_launch(const Problem &p, Run &run)
 
 template <int MOST> bool shared_take(const Problem &p)
 {
-    return shared_fits<MOST>(row_size(p));
+    return !p.quantize.kind && shared_fits<MOST>(row_size(p));
 }
 
 template <int MOST> void shared_launch(const Problem &p, Run &run)
@@ -82,7 +82,7 @@ template <int MOST> void shared_launch(const Problem &p, Run &run)
 
 bool segments_take(const Problem &p)
 {
-    return segments_of(row_size(p)) > 1;
+    return !p.quantize.kind && segments_of(row_size(p)) > 1;
 }
 
 size_t segments_workspace(const Problem &p)
