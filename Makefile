@@ -371,6 +371,7 @@ help:  ## this list
 	@echo '  ASAN=1  UBSAN=1  TSAN=1  COVERAGE=1  VALGRIND=1   check under these, each in its own folder of BUILD'
 	@echo '  CUDA=0   without the CUDA back-end; CUDA_ARCHS="80 90 100 120"   what it is built for (default 90)'
 	@echo '  ISAS="baseline avx2 avx512"   fewer of them for a quicker build'
+	@echo '  -j1   one job at a time; else one for each core'
 	@echo '  QUICK=1  SUITES="name ..."  ARGS="..."   for check; ARGS also for demo, fuzz, mutate, check-torch'
 
 # What a target needs from the system is looked for before anything is built, and installed where that is possible.
