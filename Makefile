@@ -164,8 +164,9 @@ $(O)/libwelford.so: $(O)/libwelford.so.$(MAJOR)
 
 # passive: idle OpenMP threads sleep. They would spin, which on a busy machine costs ten times the tests themselves. And
 # time limits are for tests that hang, not for a core that builds something else meanwhile.
-RUN_CHECK = OMP_WAIT_POLICY=passive CK_TIMEOUT_MULTIPLIER=$(or $(CK_TIMEOUT_MULTIPLIER),4) $(if $(call on,QUICK),WELFORD_TEST_QUICK=1) $(if $(call on,TSAN),CK_FORK=no) \
-            $(if $(call on,VALGRIND),CK_TIMEOUT_MULTIPLIER=50 valgrind -q --error-exitcode=9) $(O)/tests/check $(SUITES) $(ARGS)
+RUN_CHECK = OMP_WAIT_POLICY=passive CK_TIMEOUT_MULTIPLIER=$(if $(call on,VALGRIND),50,$(or $(CK_TIMEOUT_MULTIPLIER),4)) \
+            $(if $(call on,QUICK),WELFORD_TEST_QUICK=1) $(if $(call on,TSAN),CK_FORK=no) \
+            $(if $(call on,VALGRIND),valgrind -q --error-exitcode=9) $(O)/tests/check $(SUITES) $(ARGS)
 
 PARTIAL  := $(KIND)$(SUITES)$(ARGS)$(call on,VALGRIND)
 check: $(O)/tests/check $(if $(PARTIAL),,$(O)/check.log check-header check-readme check-fuzz check-install)  ## build and run every test (SUITES="layernorm api", QUICK=1 for some)

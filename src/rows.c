@@ -98,10 +98,10 @@ static void check_quantization(struct call *call, const struct layernorm_forward
     const struct quantization *q = &p->quantize;
     const bool                 by_row = q->kind == WF_INT8, scaled = q->kind && !by_row;
     const struct buffer_shape  one = vector_of(WF_F32, 1), of_rows = vector_of(WF_F32, p->rows);
-    if (scaled)
+    if (scaled) {
         check_input(call, "y_scale", q->scale, one, OPTIONAL);
-    if (scaled)
         check_output(call, "y_amax", q->amax, one, OPTIONAL, -1);
+    }
     if (by_row)
         check_output(call, "y_row_scale", q->row_scale, of_rows, NEEDED, -1);
 }

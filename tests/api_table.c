@@ -214,6 +214,12 @@ const Buffer *api_buffer(const Operation *op, const char *name)
     return NULL;
 }
 
+int api_quantised(const Operation *op)
+{
+    const Buffer *y = api_buffer(op, "y");
+    return y && y->extent == EXTENT_BYTES;
+}
+
 void *api_what(ApiCall *c, const Field *f)
 {
     return c->what + f->offset;
@@ -409,7 +415,7 @@ void api_begin(ApiCall *c, const Operation *op, int64_t rows)
         api_set_integer(c, "flags", WF_GIVEN_MASK);
     if (api_buffer(op, "x_in"))
         api_set_integer(c, "activation", WF_GELU);
-    if (api_buffer(op, "y_amax") || api_buffer(op, "y_row_scale"))
+    if (api_quantised(op))
         api_set_integer(c, "quantization", api_buffer(op, "y_amax") ? WF_E4M3 : WF_INT8);
     if (api_field(op, "activation") && api_field(op, "eps"))
         api_set_integer(c, "activation", WF_RELU);

@@ -257,8 +257,7 @@ START_TEST(shorter_structs)
 {
     const Operation *op = &operations[_i];
     const size_t sizes[3] = {op->what_size, op->with_size, sizeof(wf_exec)};
-    const Buffer *y = api_buffer(op, "y");
-    for (int which = y && y->extent == EXTENT_BYTES; which < 3; which++) /* a `what` cut short would have y in x's dtype */
+    for (int which = api_quantised(op); which < 3; which++) /* a `what` cut short would have y in x's dtype */
         for (size_t size = 16; size <= sizes[which]; size += 8)
             compare_with_completed(op, which, size);
 }

@@ -368,12 +368,15 @@ __attribute__((noinline)) static void quantize_one(const struct layernorm_forwar
     raise_amax(r->amax, quantize_columns(r->p, row, begin, end, s, factor));
 }
 
+static void quantize_row(const struct layernorm_forward_run *r, int64_t row, struct stats s)
+{
+    quantize_one(r, row, 0, r->p->cols, s, row_factor(r->p, row, s));
+}
+
 static void quantize_batch(const struct layernorm_forward_run *r, int64_t first, int64_t rows, const struct batch_stats *s)
 {
-    for (int64_t k = 0; k < rows; k++) {
-        const struct stats of = {s->mean[k], s->mean_lo[k], s->rstd[k]};
-        quantize_one(r, first + k, 0, r->p->cols, of, row_factor(r->p, first + k, of));
-    }
+    for (int64_t k = 0; k < rows; k++)
+        quantize_row(r, first + k, (struct stats){s->mean[k], s->mean_lo[k], s->rstd[k]});
 }
 
 /* The sum of columns [begin, end), if x is one. */
@@ -411,7 +414,7 @@ static void forward_singly(const struct layernorm_forward_run *r, int64_t begin,
         }
         for (int64_t k = 0; k < rows; k++)
             if (p->quantize.kind)
-                quantize_one(r, first + k, 0, p->cols, stats[k], row_factor(p, first + k, stats[k]));
+                quantize_row(r, first + k, stats[k]);
             else if (p->cols) /* x may be NULL where there is none */
                 normalize_one(r, first + k, 0, p->cols, w, stats[k]);
     }
@@ -423,7 +426,7 @@ static void forward_rows(void *arg, int64_t begin, int64_t end)
     const int64_t                       cols = r->p->cols;
     struct row_affine                   w = ROW_AFFINE_AT(r->p, 0);
     struct prepared                     prepared;
-    if (end - begin >= PREPARED_ROWS)
+    if (end - begin >= PREPARED_ROWS && !r->p->quantize.kind) /* bytes are made of what is in memory */
         prepare_affine(r->given->x_dtype, &w, cols, &prepared);
     if (cols > 0 && min64(r->batch, end - begin) >= BATCH_ROWS_MIN && !r->add)
         forward_batches(r, begin, end, &w);

@@ -82,6 +82,12 @@ INLINE vector vector_fill(real value)
     return (vector){0} + value;
 }
 
+/* a where the mask has ones, else b. */
+INLINE int_vector select_bits(int_vector mask, int_vector a, int_vector b)
+{
+    return (mask & a) | (~mask & b);
+}
+
 /* Lane by lane: v without its sign; b where it is larger than a, else a. */
 INLINE vector vector_abs(vector v)
 {
@@ -90,8 +96,7 @@ INLINE vector vector_abs(vector v)
 
 INLINE vector vector_max(vector a, vector b)
 {
-    const int_vector larger = b > a;
-    return (vector)((larger & (int_vector)b) | (~larger & (int_vector)a));
+    return (vector)select_bits(b > a, (int_vector)b, (int_vector)a);
 }
 
 /* ---- 16 bits ---------------------------------------------------------------------------------------------------- */
@@ -146,19 +151,14 @@ INLINE vector from_lower_half(half_vector h)
 
 #if !defined(__F16C__)
 /* wf_f16_to_f32() and wf_f32_to_f16() of dtype.h, for all lanes at once: lane by lane they are the most of the kernels' text. */
-INLINE int_vector select_bits(int_vector mask, int_vector a, int_vector b)
-{
-    return (mask & a) | (~mask & b);
-}
-
 INLINE vector vector_from_f16(half_vector h)
 {
     const word_vector w = widen(h);
     const int_vector  sign = (int_vector)((w & 0x8000) << 16), a = (int_vector)(w & 0x7fff);
-    const int_vector normal = (a << 13) + (112 << 23);
-    const int_vector special = a << 13 | 0x7f800000 | ((a > 0x7c00) & 0x400000);
-    const int_vector small = (int_vector)(__builtin_convertvector(a, vector) * 5.9604644775390625e-8f);
-    const int_vector finite = select_bits(a < 0x400, small, normal);
+    const int_vector  normal = (a << 13) + (112 << 23);
+    const int_vector  special = a << 13 | 0x7f800000 | ((a > 0x7c00) & 0x400000);
+    const int_vector  small = (int_vector)(__builtin_convertvector(a, vector) * 5.9604644775390625e-8f);
+    const int_vector  finite = select_bits(a < 0x400, small, normal);
     return (vector)(sign | select_bits(a < 0x7c00, finite, special));
 }
 

@@ -76,8 +76,7 @@ static const Operation *operation_of(const Case *c)
                              : activated                ? "x_in"
                              : c->flags & WF_GIVEN_MASK ? "mask"
                                                         : NULL; /* only the wanted one has it */
-    while (strcmp(op->name, op_name(c->op)) || (part && !api_buffer(op, part)) || api_buffer(op, "y_amax") ||
-           api_buffer(op, "y_row_scale")) /* no kernel quantises */
+    while (strcmp(op->name, op_name(c->op)) || (part && !api_buffer(op, part)) || api_quantised(op)) /* no kernel does */
         op++;
     return op;
 }
