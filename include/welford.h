@@ -276,7 +276,17 @@ WF_API size_t wf_rmsnorm_backward_workspace(const wf_rmsnorm *what, wf_backend b
  *     dz = dy * activation'(z)
  * all gradients are those of the norm with dz for dy, and dresidual = dz; what is summed is dz before it is rounded to
  * dresidual's dtype. y is within activation's error of what any z within the bar above gives, and dz of what that z gives:
- * a z within its bar of 0 may be on either side of it. */
+ * a z within its bar of 0 may be on either side of it.
+ *
+ * Modulation. GroupNorm and InstanceNorm may scale and shift each channel of each sample besides, as FiLM, AdaGN and AdaIN do:
+ *     z = ((x - mean) * rstd * gamma + beta) * f + shift + residual,   f = scale_offset + scale
+ * f = 1 where scale is NULL. gamma * f and beta * f + shift take the places of gamma and beta; scale_offset and each operation
+ * are rounded in the arithmetic type. With dz, the gradient that arrives at z, and sums over hw,
+ *     dscale = sum dz * (xhat * gamma + beta),   dshift = sum dz
+ * which WF_ACCUMULATE does not concern; dgamma, dbeta and dx are those of the norm with f * dz for dz. Errors: as above with
+ * g = gamma * f * dz, but 10 u (|gamma f| max(1, |xhat|) + |beta f| + |shift|) for z and 18 u for dx;
+ *     dshift (8 + log2 hw) u sum |dz|,   dscale (10 + log2 hw) u sum |dz| (|gamma| max(1, |xhat|) + |beta|)
+ * and half a unit in the last place of their dtype. WF_CPU only: WF_CUDA says WF_UNSUPPORTED. */
 typedef struct wf_groupnorm {
     size_t    size;
     wf_dtype  x_dtype, w_dtype;  /* as wf_layernorm                                                 */
@@ -287,6 +297,7 @@ typedef struct wf_groupnorm {
     wf_activation activation;    /* of y                                                            */
     uint32_t  reserved;          /* 0                                                               */
     double    slope;             /* finite; WF_LEAKY_RELU's                                         */
+    double    scale_offset;      /* finite; 0; 1 for a scale about 0                                */
 } wf_groupnorm;
 typedef struct wf_groupnorm_forward_args {
     size_t      size;
@@ -294,6 +305,7 @@ typedef struct wf_groupnorm_forward_args {
     void       *y;                     /* as x; may be x                                            */
     void       *mean, *rstd, *mean_lo; /* [n, groups], for the backward pass; NULL = not wanted     */
     const void *residual;              /* as x; NULL = 0                                            */
+    const void *scale, *shift;         /* [n, c], gamma's dtype; NULL = f is 1; 0                       */
 } wf_groupnorm_forward_args;
 typedef struct wf_groupnorm_backward_args {
     size_t      size;
@@ -302,6 +314,8 @@ typedef struct wf_groupnorm_backward_args {
     const void *beta, *residual;       /* as in the forward pass; read for an activation only       */
     const void *y;                     /* as x, in place of both, for WF_RELU and WF_LEAKY_RELU, slope > 0; NULL = not given */
     void       *dresidual;             /* as x; may be dy, if dx is not; NULL = not wanted          */
+    const void *scale, *shift;         /* as in the forward pass; shift read as beta, beta for dscale too */
+    void       *dscale, *dshift;       /* [n, c]; NULL = not wanted                                 */
 } wf_groupnorm_backward_args;
 WF_API wf_status wf_groupnorm_forward(const wf_groupnorm *what, const wf_groupnorm_forward_args *with,
                                       const wf_exec *where);
@@ -368,10 +382,10 @@ WF_API size_t wf_batchnorm_infer_workspace(const wf_batchnorm *what, wf_backend 
 WF_API size_t wf_batchnorm_backward_workspace(const wf_batchnorm *what, wf_backend backend);
 
 /* ---- InstanceNorm ------------------------------------------------------------------------------------------------
- * Per (n, channel), over hw; BatchNorm's fields. PyTorch's affine is off by default: gamma = beta = NULL. Running
- * statistics, if kept, move once per call by the average over n of the instances' own mean and unbiased variance, times
- * hw / (hw - 1), biased with WF_BIASED. hw = 1 is WF_INVALID in training and in a backward pass without WF_FROZEN,
- * unless the tensor is empty. A WF_FROZEN backward takes mean, rstd and mean_lo as [c]. */
+ * Per (n, channel), over hw; BatchNorm's fields, and GroupNorm's modulation. PyTorch's affine is off by default:
+ * gamma = beta = NULL. Running statistics, if kept, move once per call by the average over n of the instances' own mean
+ * and unbiased variance, times hw / (hw - 1), biased with WF_BIASED. hw = 1 is WF_INVALID in training and in a backward
+ * pass without WF_FROZEN, unless the tensor is empty. A WF_FROZEN backward takes mean, rstd and mean_lo as [c]. */
 typedef struct wf_instancenorm {
     size_t    size;
     wf_dtype  x_dtype, w_dtype;
@@ -383,6 +397,7 @@ typedef struct wf_instancenorm {
     wf_activation activation;    /* from here on: as wf_groupnorm                                   */
     uint32_t  reserved;
     double    slope;
+    double    scale_offset;      /* finite; 0; 1 for a scale about 0                                */
 } wf_instancenorm;
 typedef struct wf_instancenorm_train_args {
     size_t      size;
@@ -392,6 +407,7 @@ typedef struct wf_instancenorm_train_args {
     void       *y;                                  /* as x; may be x                               */
     void       *mean, *rstd, *mean_lo;              /* [n, c], for the backward pass; NULL = not wanted */
     const void *residual;                           /* as x; NULL = 0                               */
+    const void *scale, *shift;                      /* [n, c], gamma's dtype; NULL = f is 1; 0          */
 } wf_instancenorm_train_args;
 typedef struct wf_instancenorm_infer_args {
     size_t      size;
@@ -400,6 +416,7 @@ typedef struct wf_instancenorm_infer_args {
     void       *rstd;                               /* [c], for a WF_FROZEN backward, with running_mean as its mean; NULL =
                                                        not wanted                                   */
     const void *residual;                           /* as x; NULL = 0                               */
+    const void *scale, *shift;                      /* [n, c], gamma's dtype; NULL = f is 1; 0          */
 } wf_instancenorm_infer_args;
 typedef struct wf_instancenorm_backward_args {
     size_t      size;
@@ -407,6 +424,8 @@ typedef struct wf_instancenorm_backward_args {
     void       *dx, *dgamma, *dbeta;                    /* as x, [c], [c]; NULL = not wanted; dx may be dy */
     const void *beta, *residual, *y;                    /* as wf_groupnorm_backward_args            */
     void       *dresidual;
+    const void *scale, *shift;                          /* as wf_groupnorm_backward_args            */
+    void       *dscale, *dshift;
 } wf_instancenorm_backward_args;
 WF_API wf_status wf_instancenorm_train(const wf_instancenorm *what, const wf_instancenorm_train_args *with,
                                        const wf_exec *where);

@@ -76,6 +76,15 @@ struct activation {
     const void   *beta, *y; /* backward; with y neither beta nor residual */
     void         *dresidual;
 };
+/* y's z = norm * f + shift, f = offset + scale, of each sample and channel. */
+struct modulation {
+    bool        possible;       /* of this operation: its workspace is enough for it too */
+    bool        present;        /* else nothing below counts */
+    double      offset;         /* to be rounded to the arithmetic type */
+    const void *scale, *shift;  /* [n, c], of w_dtype; NULL: f = 1; 0 */
+    const void *beta;           /* backward, for dscale */
+    void       *dscale, *dshift; /* likewise [n, c]; NULL = not wanted */
+};
 struct channelnorm_forward {
     struct channelnorm_shape shape;
     bool                     known;    /* statistics are not taken from x but from running_*_in, [c]; implies across_batch */
@@ -86,6 +95,7 @@ struct channelnorm_forward {
     void                    *running_mean_out, *running_var_out; /* moved by the average over samples of their statistics */
     void                    *y, *mean, *mean_lo, *rstd;
     struct activation        act;
+    struct modulation        mod;
 };
 struct channelnorm_backward {
     struct channelnorm_shape shape;
@@ -94,6 +104,7 @@ struct channelnorm_backward {
     const void              *dy, *x, *gamma, *mean, *mean_lo, *rstd;
     void                    *dx, *dgamma, *dbeta;
     struct activation        act;
+    struct modulation        mod;
 };
 
 /* y = keep(u) ? x * scale [+ shift] : dropped. Fused: y = residual + that of act(x + bias); backward, x being dy, y is that

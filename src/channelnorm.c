@@ -1,9 +1,17 @@
 #include "channelnorm.h"
 
+#include <math.h>
+
 struct activation channelnorm_activation(struct call *call, wf_activation kind, double slope)
 {
     check_activation(call, kind, slope);
     return (struct activation){.present = kind != WF_ACTIVATION_NONE, .kind = kind, .slope = slope};
+}
+
+struct modulation channelnorm_modulation(struct call *call, double scale_offset)
+{
+    check_that(call, isfinite(scale_offset), "scale_offset = %g, must be finite", scale_offset);
+    return (struct modulation){.possible = true, .offset = scale_offset};
 }
 
 static struct buffer_shape activations(const struct channelnorm_shape *s)
@@ -14,6 +22,11 @@ static struct buffer_shape activations(const struct channelnorm_shape *s)
 static struct buffer_shape parameters(const struct channelnorm_shape *s)
 {
     return vector_of(s->w_dtype, s->c);
+}
+
+static struct buffer_shape pairs(const struct channelnorm_shape *s)
+{
+    return vector_of(s->w_dtype, s->n * s->c);
 }
 
 static struct buffer_shape statistics(const struct channelnorm_shape *s)
@@ -43,23 +56,33 @@ wf_status channelnorm_solve_forward(struct call *call, struct channelnorm_forwar
     check_output(call, "rstd", p->rstd, statistics(s), OPTIONAL, -1);
     check_output(call, "mean_lo", p->mean_lo, statistics(s), OPTIONAL, -1);
     check_input(call, "residual", p->act.residual, activations(s), OPTIONAL);
+    check_input(call, "scale", p->mod.scale, pairs(s), OPTIONAL);
+    check_input(call, "shift", p->mod.shift, pairs(s), OPTIONAL);
     p->act.present |= !!p->act.residual;
+    p->mod.present = p->mod.scale || p->mod.shift;
     return call_close(call, call_ready(call) ? call->backend->channelnorm_forward(p, call) : call->status);
 }
 
 /* y has the sign of z, where the activation keeps it. What is not read need not be right. */
-static void check_gradient(struct call *call, const struct channelnorm_shape *s, struct activation *act, int dy)
+static void check_gradient(struct call *call, const struct channelnorm_shape *s, struct activation *act,
+                           struct modulation *mod, int dy)
 {
+    mod->beta = mod->dscale ? act->beta : NULL;
     act->present |= !!act->dresidual;
     if (act->kind == WF_ACTIVATION_NONE || act->y)
-        act->beta = act->residual = NULL;
+        act->beta = act->residual = mod->shift = NULL;
     if (act->kind == WF_ACTIVATION_NONE)
         act->y = NULL;
+    mod->present = mod->scale || mod->shift || mod->dscale || mod->dshift;
+    check_input(call, "beta", act->beta ? act->beta : mod->beta, parameters(s), OPTIONAL);
+    check_input(call, "scale", mod->scale, pairs(s), OPTIONAL);
+    check_input(call, "shift", mod->shift, pairs(s), OPTIONAL);
+    check_output(call, "dscale", mod->dscale, pairs(s), OPTIONAL, -1);
+    check_output(call, "dshift", mod->dshift, pairs(s), OPTIONAL, -1);
     if (!act->present)
         return;
     const bool keeps_sign = act->kind == WF_RELU || (act->kind == WF_LEAKY_RELU && act->slope > 0);
     check_that(call, !act->y || keeps_sign, "y = %p, only for WF_RELU, or WF_LEAKY_RELU with slope > 0", act->y);
-    check_input(call, "beta", act->beta, parameters(s), OPTIONAL);
     check_input(call, "residual", act->residual, activations(s), OPTIONAL);
     check_input(call, "y", act->y, activations(s), OPTIONAL);
     check_output(call, "dresidual", act->dresidual, activations(s), OPTIONAL, dy);
@@ -77,6 +100,6 @@ wf_status channelnorm_solve_backward(struct call *call, struct channelnorm_backw
     check_output(call, "dx", p->dx, activations(s), OPTIONAL, dy);
     check_output(call, "dgamma", p->dgamma, parameters(s), OPTIONAL, -1);
     check_output(call, "dbeta", p->dbeta, parameters(s), OPTIONAL, -1);
-    check_gradient(call, s, &p->act, dy);
+    check_gradient(call, s, &p->act, &p->mod, dy);
     return call_close(call, call_ready(call) ? call->backend->channelnorm_backward(p, call) : call->status);
 }

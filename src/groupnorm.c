@@ -29,10 +29,12 @@ wf_status wf_groupnorm_forward(const wf_groupnorm *what, const wf_groupnorm_forw
     call_open(&call, "groupnorm_forward", where);
     struct channelnorm_forward p = {.shape = import_what(&call, &w, what), .eps = w.eps};
     p.act = channelnorm_activation(&call, w.activation, w.slope);
+    p.mod = channelnorm_modulation(&call, w.scale_offset);
     call_import_args(&call, &a, sizeof a, with);
     p.x = a.x, p.gamma = a.gamma, p.beta = a.beta;
     p.y = a.y, p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
     p.act.residual = a.residual;
+    p.mod.scale = a.scale, p.mod.shift = a.shift;
     return channelnorm_solve_forward(&call, &p);
 }
 
@@ -44,11 +46,13 @@ wf_status wf_groupnorm_backward(const wf_groupnorm *what, const wf_groupnorm_bac
     call_open(&call, "groupnorm_backward", where);
     struct channelnorm_backward p = {.shape = import_what(&call, &w, what), .accumulate = w.flags & WF_ACCUMULATE};
     p.act = channelnorm_activation(&call, w.activation, w.slope);
+    p.mod = channelnorm_modulation(&call, w.scale_offset);
     call_import_args(&call, &a, sizeof a, with);
     p.dy = a.dy, p.x = a.x, p.gamma = a.gamma;
     p.mean = a.mean, p.rstd = a.rstd, p.mean_lo = a.mean_lo;
     p.dx = a.dx, p.dgamma = a.dgamma, p.dbeta = a.dbeta;
     p.act.beta = a.beta, p.act.residual = a.residual, p.act.y = a.y, p.act.dresidual = a.dresidual;
+    p.mod.scale = a.scale, p.mod.shift = a.shift, p.mod.dscale = a.dscale, p.mod.dshift = a.dshift;
     return channelnorm_solve_backward(&call, &p);
 }
 
@@ -59,6 +63,7 @@ size_t wf_groupnorm_forward_workspace(const wf_groupnorm *what, wf_backend backe
     call_open_query(&call, "groupnorm_forward", backend);
     struct channelnorm_forward p = {.shape = import_what(&call, &w, what)};
     p.act = channelnorm_activation(&call, w.activation, w.slope);
+    p.mod = channelnorm_modulation(&call, w.scale_offset);
     return call_ready(&call) ? call.backend->channelnorm_forward_workspace(&p) : 0;
 }
 
@@ -69,5 +74,6 @@ size_t wf_groupnorm_backward_workspace(const wf_groupnorm *what, wf_backend back
     call_open_query(&call, "groupnorm_backward", backend);
     struct channelnorm_backward p = {.shape = import_what(&call, &w, what)};
     p.act = channelnorm_activation(&call, w.activation, w.slope);
+    p.mod = channelnorm_modulation(&call, w.scale_offset);
     return call_ready(&call) ? call.backend->channelnorm_backward_workspace(&p) : 0;
 }

@@ -51,6 +51,11 @@
 #define ENDING(with) OPTIONAL(with, residual, EXTENT_X)
 #define ENDING_BACKWARD(with)                                                                                          \
     OPTIONAL(with, beta, EXTENT_PARAMETER), OPTIONAL(with, residual, EXTENT_X), WANTED(with, dresidual, EXTENT_DX, "dy")
+/* Modulated norms, with the ending or without. */
+#define MODULATED_FIELDS(what) NORM_FIELDS(what), FIELD(what, scale_offset, FIELD_FINITE)
+#define MODULATION(with) OPTIONAL(with, scale, EXTENT_PAIRS), OPTIONAL(with, shift, EXTENT_PAIRS)
+#define MODULATION_BACKWARD(with)                                                                                      \
+    MODULATION(with), WANTED(with, dscale, EXTENT_PAIRS, NULL), WANTED(with, dshift, EXTENT_PAIRS, NULL)
 /* Norms of a sum. */
 #define SUM_FIELDS(what)                                                                                               \
     ROW_FIELDS(what), FIELD(what, p, FIELD_FRACTION), FIELD(what, residual_stride, FIELD_STRIDE),                      \
@@ -147,10 +152,10 @@ const Operation operations[OPERATIONS] = {
       OPTIONAL(wf_rmsnorm_backward_args, gamma, EXTENT_PARAMETER), NEEDED(wf_rmsnorm_backward_args, rrms, EXTENT_ROWS),
       GRADIENTS(wf_rmsnorm_backward_args)}},
     {OPERATION(groupnorm_forward, wf_groupnorm), sizeof(wf_groupnorm_forward_args), WF_ACCUMULATE,
-     {NORM_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
+     {MODULATED_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
      {FORWARD_BUFFERS(wf_groupnorm_forward_args, EXTENT_GROUPS), ENDING(wf_groupnorm_forward_args)}},
     {OPERATION(groupnorm_backward, wf_groupnorm), sizeof(wf_groupnorm_backward_args), WF_ACCUMULATE,
-     {NORM_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
+     {MODULATED_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
      {BACKWARD_BUFFERS(wf_groupnorm_backward_args, EXTENT_GROUPS), ENDING_BACKWARD(wf_groupnorm_backward_args)}},
     {OPERATION(batchnorm_train, wf_batchnorm), sizeof(wf_batchnorm_train_args), CHANNEL_FLAGS,
      {NORM_FIELDS(wf_batchnorm), FIELD(wf_batchnorm, momentum, FIELD_FRACTION)},
@@ -162,14 +167,31 @@ const Operation operations[OPERATIONS] = {
      {NORM_FIELDS(wf_batchnorm)},
      {BACKWARD_BUFFERS(wf_batchnorm_backward_args, EXTENT_CHANNELS), ENDING_BACKWARD(wf_batchnorm_backward_args)}},
     {OPERATION(instancenorm_train, wf_instancenorm), sizeof(wf_instancenorm_train_args), CHANNEL_FLAGS,
-     {NORM_FIELDS(wf_instancenorm), FIELD(wf_instancenorm, momentum, FIELD_FRACTION)},
+     {MODULATED_FIELDS(wf_instancenorm), FIELD(wf_instancenorm, momentum, FIELD_FRACTION)},
      {FORWARD_BUFFERS(wf_instancenorm_train_args, EXTENT_INSTANCES), RUNNING_BUFFERS(wf_instancenorm_train_args),
       ENDING(wf_instancenorm_train_args)}},
     {OPERATION(instancenorm_infer, wf_instancenorm), sizeof(wf_instancenorm_infer_args), CHANNEL_FLAGS,
-     {NORM_FIELDS(wf_instancenorm)}, {INFER_BUFFERS(wf_instancenorm_infer_args), ENDING(wf_instancenorm_infer_args)}},
+     {MODULATED_FIELDS(wf_instancenorm)}, {INFER_BUFFERS(wf_instancenorm_infer_args), ENDING(wf_instancenorm_infer_args)}},
     {OPERATION(instancenorm_backward, wf_instancenorm), sizeof(wf_instancenorm_backward_args), CHANNEL_FLAGS,
-     {NORM_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES),
+     {MODULATED_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES),
       ENDING_BACKWARD(wf_instancenorm_backward_args)}},
+    {OPERATION(groupnorm_forward, wf_groupnorm), sizeof(wf_groupnorm_forward_args), WF_ACCUMULATE,
+     {MODULATED_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
+     {FORWARD_BUFFERS(wf_groupnorm_forward_args, EXTENT_GROUPS), MODULATION(wf_groupnorm_forward_args)}},
+    {OPERATION(groupnorm_backward, wf_groupnorm), sizeof(wf_groupnorm_backward_args), WF_ACCUMULATE,
+     {MODULATED_FIELDS(wf_groupnorm), FIELD(wf_groupnorm, groups, FIELD_GROUPS)},
+     {BACKWARD_BUFFERS(wf_groupnorm_backward_args, EXTENT_GROUPS), ENDING_BACKWARD(wf_groupnorm_backward_args),
+      MODULATION_BACKWARD(wf_groupnorm_backward_args)}},
+    {OPERATION(instancenorm_train, wf_instancenorm), sizeof(wf_instancenorm_train_args), CHANNEL_FLAGS,
+     {MODULATED_FIELDS(wf_instancenorm), FIELD(wf_instancenorm, momentum, FIELD_FRACTION)},
+     {FORWARD_BUFFERS(wf_instancenorm_train_args, EXTENT_INSTANCES), RUNNING_BUFFERS(wf_instancenorm_train_args),
+      ENDING(wf_instancenorm_train_args), MODULATION(wf_instancenorm_train_args)}},
+    {OPERATION(instancenorm_infer, wf_instancenorm), sizeof(wf_instancenorm_infer_args), CHANNEL_FLAGS,
+     {MODULATED_FIELDS(wf_instancenorm)}, {INFER_BUFFERS(wf_instancenorm_infer_args), ENDING(wf_instancenorm_infer_args),
+      MODULATION(wf_instancenorm_infer_args)}},
+    {OPERATION(instancenorm_backward, wf_instancenorm), sizeof(wf_instancenorm_backward_args), CHANNEL_FLAGS,
+     {MODULATED_FIELDS(wf_instancenorm)}, {BACKWARD_BUFFERS(wf_instancenorm_backward_args, EXTENT_INSTANCES),
+      ENDING_BACKWARD(wf_instancenorm_backward_args), MODULATION_BACKWARD(wf_instancenorm_backward_args)}},
     {OPERATION(dropout_forward, wf_dropout), sizeof(wf_dropout_args), DROPOUT_FLAGS,
      {FUSED_FIELDS},
      {DROPOUT_BUFFERS("x|residual"), WANTED(wf_dropout_args, mask, EXTENT_MASK, NULL),
@@ -218,6 +240,11 @@ int api_quantised(const Operation *op)
 {
     const Buffer *y = api_buffer(op, "y");
     return y && y->extent == EXTENT_BYTES;
+}
+
+int api_modulated(const Operation *op)
+{
+    return api_buffer(op, "scale") != NULL;
 }
 
 void *api_what(ApiCall *c, const Field *f)
@@ -310,6 +337,8 @@ size_t api_size(const ApiCall *c, const Buffer *b)
         return (size_t)(activation_count(c, "sum_stride", "cols") * sum_size);
     case EXTENT_PARAMETER:
         return (size_t)(channels * w_size);
+    case EXTENT_PAIRS:
+        return (size_t)(n * channels * w_size);
     case EXTENT_BIAS:
         return (size_t)(api_integer(c, "rows") * (api_integer(c, "flags") & WF_BIAS_F32 ? 4 : x_size));
     case EXTENT_ROWS:
@@ -375,7 +404,7 @@ void api_fit(ApiCall *c)
         const Buffer *b = &c->op->buffer[i];
         const int64_t statistic = x_dtype == WF_F64 ? WF_F64 : WF_F32;
         const int64_t dtype = b->extent <= EXTENT_DY || b->extent == EXTENT_BIAS ? x_dtype
-                              : b->extent == EXTENT_PARAMETER                      ? w_dtype
+                              : b->extent == EXTENT_PARAMETER || b->extent == EXTENT_PAIRS ? w_dtype
                               : b->extent >= EXTENT_FLOAT                          ? WF_F32
                                                                                    : statistic;
         take(c, i, api_size(c, b), dtype);

@@ -23,6 +23,7 @@ typedef struct Field {
 typedef enum Extent { /* elements and dtype of a buffer */
     EXTENT_X, EXTENT_Y, EXTENT_DX, EXTENT_RESIDUAL, EXTENT_SUM, EXTENT_DY, /* activations; the name tells the stride */
     EXTENT_PARAMETER,                                              /* [cols] or [c] of w_dtype               */
+    EXTENT_PAIRS,                                                  /* [n, c] of w_dtype                      */
     EXTENT_BIAS,                                                   /* of a fold                              */
     EXTENT_ROWS, EXTENT_GROUPS, EXTENT_CHANNELS, EXTENT_INSTANCES, /* statistics                             */
     EXTENT_MASK, EXTENT_WORD,
@@ -36,7 +37,7 @@ typedef struct Buffer {
     const char *alias; /* of an output: the input that it may be; "a|b": either */
 } Buffer;
 
-enum { MAX_FIELDS = 17, MAX_BUFFERS = 15 };
+enum { MAX_FIELDS = 17, MAX_BUFFERS = 16 };
 typedef struct Operation {
     const char *name;
     wf_status (*call)(const void *what, const void *with, const wf_exec *where);
@@ -47,9 +48,9 @@ typedef struct Operation {
     Buffer buffer[MAX_BUFFERS];
 } Operation;
 
-/* Norms of a sum, those with a quantised y, the backward passes from y, and dropout with a given mask or an activation, count
- * as operations of their own. */
-enum { OPERATIONS = 26 };
+/* Norms of a sum, those with a quantised y, modulated ones, the backward passes from y, and dropout with a given mask or
+ * an activation, count as operations of their own. */
+enum { OPERATIONS = 31 };
 extern const Operation operations[OPERATIONS];
 
 typedef struct ApiCall {
@@ -78,6 +79,7 @@ int api_untouched(const ApiCall *c);
 const Field *api_field(const Operation *op, const char *name);   /* NULL if the operation has none of that name */
 const Buffer *api_buffer(const Operation *op, const char *name); /* likewise */
 int api_quantised(const Operation *op);                          /* whether y is bytes */
+int api_modulated(const Operation *op);                          /* whether there are scale and shift */
 int api_may_be(const Buffer *output, const Buffer *input);        /* by output's alias */
 void *api_what(ApiCall *c, const Field *f);                      /* where the field is */
 void **api_with(ApiCall *c, const Buffer *b);

@@ -33,7 +33,7 @@ static const char *const layouts[]  = { "nchw", "nhwc", NULL };
 static const char *const backends[] = { "cpu", "cuda", NULL };
 static const char *const flags[]    = { "accumulate", "frozen", "features", "biased", "sum_f32", "given_mask", "bias_f32", NULL };
 static const char *const adds[]     = { "residual", "sum", "row_scale", "col_scale", "dsum", "dresidual", "bias", "output",
-                                        "y", NULL };
+                                        "y", "scale", "shift", "dscale", "dshift", NULL };
 static const char *const quantizations[] = { "none", "e4m3", "e5m2", "int8", NULL };
 static const char *const kinds[]    = { "dropout", "alpha", NULL };
 static const char *const activations[] = { "none", "relu", "leaky_relu", "silu", "gelu", "gelu_tanh", NULL };
@@ -49,6 +49,7 @@ typedef enum Kind { INT32, INT64, UINT64, DOUBLE, WORD, BITS, NAME } Kind;
 
 enum { ROWS = 1 << LAYERNORM | 1 << RMSNORM, CHANNELS = 1 << GROUPNORM | 1 << INSTANCENORM | 1 << BATCHNORM,
        FOLDS = 1 << FOLD, MATRICES = ROWS | FOLDS, NORMS = ROWS | CHANNELS | FOLDS,
+       MODULATED = 1 << GROUPNORM | 1 << INSTANCENORM,
        MOVING = 1 << INSTANCENORM | 1 << BATCHNORM, DROP = 1 << DROPOUT, ALL = NORMS | DROP };
 
 static const struct Field {
@@ -83,6 +84,7 @@ static const struct Field {
     { "eps", NORMS, offsetof(Case, eps), DOUBLE, false, NULL },
     { "momentum", MOVING, offsetof(Case, momentum), DOUBLE, false, NULL },
     { "weight_offset", 1 << RMSNORM | FOLDS, offsetof(Case, weight_offset), DOUBLE, false, NULL },
+    { "scale_offset", MODULATED, offsetof(Case, scale_offset), DOUBLE, false, NULL },
     { "kind", DROP, offsetof(Case, kind), WORD, false, kinds },
     { "p", DROP, offsetof(Case, p), DOUBLE, false, NULL },
     { "activation", CHANNELS | DROP, offsetof(Case, activation), WORD, false, activations },
@@ -112,7 +114,8 @@ bool op_is_infer(Op op) { return strstr(ops[op].name, "_infer") != NULL; }
 static bool has_rows(const Case *c) { return ROWS >> ops[c->op].norm & 1; }
 bool op_is_fold(Op op) { return op_norm(op) == FOLD; }
 bool case_adds(const Case *c) { return has_rows(c) && (c->add || c->drop > 0); }
-bool case_ends(const Case *c) { return CHANNELS >> ops[c->op].norm & 1 && (c->add || c->activation); }
+bool case_ends(const Case *c) { return CHANNELS >> ops[c->op].norm & 1 && (c->add & ~(uint32_t)ADD_MODULATION || c->activation); }
+bool case_modulates(const Case *c) { return MODULATED >> ops[c->op].norm & 1 && c->add & ADD_MODULATION; }
 bool case_fuses(const Case *c) { return ops[c->op].norm == DROPOUT && (c->add || c->activation); }
 wf_dtype case_sum_dtype(const Case *c) { return c->flags & WF_SUM_F32 ? WF_F32 : c->x; }
 wf_dtype case_y_dtype(const Case *c) { return c->quantize ? (wf_dtype)(WF_F64 + c->quantize) : c->x; }

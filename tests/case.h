@@ -42,7 +42,9 @@ enum { /* Case.add: what LayerNorm and RMSNorm are given, or asked for, beside x
     ADD_RESIDUAL = 1, ADD_SUM = 2, ADD_ROW_SCALE = 4, ADD_COL_SCALE = 8, ADD_DSUM = 16, ADD_DRESIDUAL = 32,
     ADD_BIAS = 64, /* dropout has this one, and forward a residual */
     ADD_OUTPUT = 128, /* backward: y in place of the sum, of which the norm still was */
-    ADD_Y = 256
+    ADD_Y = 256,
+    ADD_SCALE = 512, ADD_SHIFT = 1024, ADD_DSCALE = 2048, ADD_DSHIFT = 4096, /* of GroupNorm and InstanceNorm modulated */
+    ADD_MODULATION = ADD_SCALE | ADD_SHIFT | ADD_DSCALE | ADD_DSHIFT
 };
 
 typedef enum Running { /* BatchNorm and InstanceNorm training: where the running statistics are */
@@ -63,6 +65,7 @@ typedef struct Case {
     int64_t    residual_stride, sum_stride;
     int64_t    channels; /* of a fold; 0 = all */
     double     eps, momentum, weight_offset, p;
+    double     scale_offset; /* of a modulation */
     double     drop; /* the p of a sum's dropout */
     int32_t    quantize; /* wf_quantization of y, forward */
     double     y_scale; /* 0: NULL */
@@ -97,6 +100,7 @@ bool        op_is_infer(Op);
 bool        op_is_fold(Op);
 bool        case_adds(const Case *); /* a norm of a sum, not of x */
 bool        case_ends(const Case *); /* a channel norm with a residual or an activation */
+bool        case_modulates(const Case *); /* a GroupNorm or InstanceNorm with scale or shift, or a gradient of theirs */
 bool        case_fuses(const Case *); /* a dropout with something around it */
 wf_dtype    case_sum_dtype(const Case *);
 wf_dtype    case_y_dtype(const Case *); /* as forward stores it: E4M3, E5M2 and INT8 (data.h) too */

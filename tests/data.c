@@ -192,10 +192,13 @@ static bool shape(Problem *p)
     p->per_slot = by_channel ? n * hw : groups ? channels / groups * hw : 0;
     p->slot = malloc((size_t)(p->count + 1) * sizeof *p->slot);
     p->param = malloc((size_t)(p->count + 1) * sizeof *p->param);
+    p->pair = malloc((size_t)(p->count + 1) * sizeof *p->pair);
+    p->pairs = case_modulates(c) ? n * channels : 0;
     for (int64_t i = 0; i < p->count; i++) {
         int64_t sample = i / (channels * hw);
         int64_t channel = rows || c->layout == WF_NHWC ? i % channels : i / hw % channels;
         p->param[i] = (int32_t)channel;
+        p->pair[i] = (int32_t)(sample * channels + channel);
         p->slot[i] = (int32_t)(by_channel ? channel : sample * groups + channel / (channels / groups));
     }
     return norm != FOLD || fold_shape(p);
@@ -227,6 +230,8 @@ Problem *problem_new(const Case *c)
         addition_new(p);
     else if (c->add & ADD_RESIDUAL)
         p->residual = normals(c->x, p->count, 0, 1, c->seed + 8);
+    p->scale = case_modulates(c) && c->add & ADD_SCALE ? normals(w, p->pairs, 1 - c->scale_offset, 0.5, c->seed + 13) : NULL;
+    p->shift = case_modulates(c) && c->add & ADD_SHIFT ? normals(w, p->pairs, 0, 1, c->seed + 14) : NULL;
     if (op_is_fold(c->op) && !(c->null & NULL_BIAS))
         p->bias = normals(fold_bias_dtype(c), p->biases, 0, 1, c->seed + 12);
     if (c->running == RUNNING_NAN)
@@ -239,7 +244,8 @@ void problem_free(Problem *p)
 {
     if (!p)
         return;
-    void *const all[] = { p->slot, p->param, p->x, p->dy, p->gamma, p->beta, p->old_dgamma, p->old_dbeta,
+    void *const all[] = { p->slot, p->param, p->pair, p->scale, p->shift, p->x, p->dy, p->gamma, p->beta,
+                          p->old_dgamma, p->old_dbeta,
                           p->running_mean, p->running_var, p->branch, p->residual, p->factor, p->row_scale, p->col_scale,
                           p->dsum, p->bias, p->output, p };
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)

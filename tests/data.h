@@ -36,6 +36,9 @@ typedef struct Problem {
     Quad    *output; /* [count], y as forward stored it, where a backward pass has it in place of x; else NULL */
     Quad    *bias; /* of a fold (oracle_fold.h): x is the weight; NULL where the case has none */
     int64_t  biases;
+    int64_t  pairs; /* of sample and channel, where norms are modulated; else 0 */
+    int32_t *pair; /* that element i belongs to */
+    Quad    *scale, *shift; /* [pairs]; NULL */
     Quad    *gamma, *beta; /* [params]; NULL where the case has none */
     Quad    *old_dgamma, *old_dbeta; /* [params], what dgamma and dbeta hold before the call */
     Quad    *running_mean, *running_var; /* [params] */

@@ -13,7 +13,7 @@ const char *output_name(Output out)
 {
     static const char *const names[] = { "y", "mean", "mean+mean_lo", "rstd", "running_mean", "running_var", "dx",
                                          "dgamma", "dbeta", "sum", "dresidual", "folded_bias", "y_amax",
-                                         "y_row_scale" };
+                                         "y_row_scale", "dscale", "dshift" };
     return names[out];
 }
 
@@ -33,18 +33,35 @@ static Quad gamma_of(const Problem *p, const Quad *gamma, int64_t i)
     return gamma ? (Quad)p->c->weight_offset + gamma[p->param[i]] : 1;
 }
 
+/* What a modulation multiplies by, and what it adds. */
+static Quad scale_of(const Problem *p, int64_t i)
+{
+    return p->scale ? round_to(stat_dtype(p->c->x), p->c->scale_offset) + p->scale[p->pair[i]] : 1;
+}
+
+static Quad shift_of(const Problem *p, int64_t i) { return p->shift ? p->shift[p->pair[i]] : 0; }
+
+/* The norm with gamma and beta alone. */
+static Quad norm_of(const Problem *p, const Quad *gamma, const Quad *beta, Quad xhat, int64_t i)
+{
+    return xhat * gamma_of(p, gamma, i) + (beta ? beta[p->param[i]] : 0);
+}
+
 /* What y is before the activation, if there is one. */
 static Quad z_of(const Problem *p, const Quad *gamma, const Quad *beta, Quad xhat, int64_t i)
 {
-    return xhat * gamma_of(p, gamma, i) + (beta ? beta[p->param[i]] : 0) + (case_ends(p->c) && p->residual ? p->residual[i] : 0);
+    return norm_of(p, gamma, beta, xhat, i) * scale_of(p, i) + shift_of(p, i) +
+           (case_ends(p->c) && p->residual ? p->residual[i] : 0);
 }
 
 /* How far off z may be, where |xhat| is no more than that. */
 static double z_bar(const Problem *p, double xhat, Quad z, int64_t i)
 {
     const double u = unit_roundoff(p), gamma = fabs((double)gamma_of(p, p->gamma, i));
-    const double beta = p->beta ? fabs((double)p->beta[p->param[i]]) : 0;
-    return 8 * u * (gamma * fmax(1, xhat) + beta) + (case_ends(p->c) && p->residual ? u * fabs((double)z) : 0);
+    const double beta = p->beta ? fabs((double)p->beta[p->param[i]]) : 0, f = fabs((double)scale_of(p, i));
+    const double shift = fabs((double)shift_of(p, i)), units = case_modulates(p->c) ? 10 : 8;
+    return units * u * (gamma * f * fmax(1, xhat) + beta * f + shift) +
+           (case_ends(p->c) && p->residual ? u * fabs((double)z) : 0);
 }
 
 static Quad *zeros(int64_t n) { return calloc((size_t)n + 1, sizeof(Quad)); }
@@ -215,7 +232,8 @@ static void solve_ending(const Problem *p, const Quad *xhat, const double *widen
     for (int64_t i = 0; i < p->count; i++) {
         const Quad z = z_of(p, p->gamma, p->beta, xhat[i], i);
         double bar = z_bar(p, fabs((double)xhat[i]), z, i);
-        bar += widened[p->slot[i]] * fabs((double)gamma_of(p, p->gamma, i)) + (c->add & ADD_Y ? least(c->x) : 0);
+        bar += widened[p->slot[i]] * fabs((double)(gamma_of(p, p->gamma, i) * scale_of(p, i)));
+        bar += c->add & ADD_Y ? least(c->x) : 0;
         dz[i] = ending_gradient(c, z, p->dy[i]);
         dresidual->value[i] = dz[i];
         dresidual->bar[i] = loose[p->slot[i]] ? HUGE_VAL : ending_gradient_bar(c, z, bar, p->dy[i]);
@@ -223,13 +241,34 @@ static void solve_ending(const Problem *p, const Quad *xhat, const double *widen
     }
 }
 
-/* With g = gamma dy:  dx = rstd (g - mean(g) - xhat mean(g xhat)), without the terms of a mean for RMSNorm, without both
- * terms for frozen statistics.  dgamma = sum dy xhat, dbeta = sum dy. */
+/* dscale = sum dz (xhat gamma + beta), dshift = sum dz of a channel of a sample; off: how far dz may be. */
+static void solve_modulation(const Problem *p, const Quad *xhat, const double *widened, const bool *loose, const Quad *dz,
+                             const double *off, Expected *dscale, Expected *dshift)
+{
+    const Case *c = p->c;
+    const double u = unit_roundoff(p), log2_hw = c->hw > 1 ? log2((double)c->hw) : 0, tiny = least(stat_dtype(c->x));
+    *dscale = oracle_expected(p->pairs, c->w, true);
+    *dshift = oracle_expected(p->pairs, c->w, true);
+    for (int64_t i = 0; i < p->count; i++) {
+        const int32_t pair = p->pair[i], slot = p->slot[i];
+        const double size = fabs((double)dz[i]), gamma = fabs((double)gamma_of(p, p->gamma, i));
+        const double beta = p->beta ? fabs((double)p->beta[p->param[i]]) : 0, abs_xhat = fabs((double)xhat[i]) + widened[slot];
+        dscale->value[pair] += dz[i] * norm_of(p, p->gamma, p->beta, xhat[i], i);
+        dscale->bar[pair] += (10 + log2_hw) * u * size * (gamma * fmax(1, abs_xhat) + beta) + tiny * (1 + gamma + beta) +
+                             off[i] * (gamma * abs_xhat + beta) + (loose[slot] ? HUGE_VAL : 0);
+        dshift->value[pair] += dz[i];
+        dshift->bar[pair] += (8 + log2_hw) * u * size + off[i] + (loose[slot] && case_ends(c) ? HUGE_VAL : 0);
+    }
+}
+
+/* With g = gamma f dy, f = 1 but where modulated:  dx = rstd (g - mean(g) - xhat mean(g xhat)), without the terms of a mean for
+ * RMSNorm, without both terms for frozen statistics.  dgamma = sum f dy xhat, dbeta = sum f dy. */
 static void solve_backward(const Problem *p, const Statistics *s, const bool *loose, const Quad *mean_given,
                            Expected out[OUTPUT_COUNT])
 {
     const Case *c = p->c;
     const double u = unit_roundoff(p), log2_m = p->per_param > 1 ? log2((double)p->per_param) : 0;
+    const double units = case_modulates(c) ? 10 : 8;
     const bool flows = !frozen(p); /* through the statistics too */
     const double normal = least(stat_dtype(c->x)) / u; /* a smaller xhat is rounded as if it were this large */
     Quad *mean_g = zeros(p->slots), *mean_gx = zeros(p->slots), *xhat = zeros(p->count);
@@ -255,6 +294,12 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
     }
     if (case_ends(c))
         solve_ending(p, xhat, widened, loose, dy, off, &out[OUT_DRESIDUAL]);
+    if (case_modulates(c))
+        solve_modulation(p, xhat, widened, loose, dy, off, &out[OUT_DSCALE], &out[OUT_DSHIFT]);
+    for (int64_t i = 0; case_modulates(c) && i < p->count; i++) {
+        dy[i] *= scale_of(p, i);
+        off[i] *= fabs((double)scale_of(p, i));
+    }
     for (int64_t i = 0; i < p->count; i++) {
         const int32_t slot = p->slot[i], param = p->param[i];
         const Quad g = dy[i] * gamma_of(p, p->gamma, i);
@@ -298,14 +343,14 @@ static void solve_backward(const Problem *p, const Statistics *s, const bool *lo
             unknown += (fabs((double)xhat[i]) + widened[slot]) * abs_offx[slot];
         }
         dx->value[i] = s->rstd[slot] * sum;
-        dx->bar[i] = loose[slot] ? HUGE_VAL : (double)s->rstd[slot] * (16 * u * scale + unknown);
+        dx->bar[i] = loose[slot] ? HUGE_VAL : (double)s->rstd[slot] * ((case_modulates(c) ? 18 : 16) * u * scale + unknown);
     }
     for (int64_t i = 0; i < p->params; i++) {
-        dgamma->bar[i] *= (8 + log2_m) * u;
+        dgamma->bar[i] *= (units + log2_m) * u;
         dgamma->bar[i] += (double)p->per_param * least(stat_dtype(c->x)); /* what underflow may take from each product */
         dgamma->bar[i] += off_dgamma[i];
         if (dbeta->value)
-            dbeta->bar[i] = dbeta->bar[i] * (8 + log2_m) * u + off_dbeta[i];
+            dbeta->bar[i] = dbeta->bar[i] * (units + log2_m) * u + off_dbeta[i];
         if (!(c->flags & WF_ACCUMULATE))
             continue;
         dgamma->value[i] += p->old_dgamma[i];

@@ -44,6 +44,8 @@ static const char *failure(const Case *c, const char *format, ...)
 #define CHANNELS_WHAT(type) (type){ .size = sizeof(type), .x_dtype = c->x, .w_dtype = c->w, .layout = c->layout, \
     .flags = c->flags, .n = c->n, .c = c->c, .hw = c->hw, .eps = c->eps, .activation = c->activation, .slope = c->slope }
 #define ENDED b->beta, b->residual, b->y, b->dresidual
+#define MODULATED b->scale, b->shift
+#define MODULATED_ENDED ENDED, MODULATED, b->dscale, b->dshift
 
 /* With buffers: the call. Without: the query of its workspace's size. */
 #define CALL(op, ...) do { \
@@ -77,21 +79,25 @@ static wf_status call(const Case *c, const Buffers *buffers, const wf_exec *wher
     case GROUPNORM: {
         wf_groupnorm what = CHANNELS_WHAT(wf_groupnorm);
         what.groups = c->groups;
+        what.scale_offset = c->scale_offset;
         if (forward)
-            CALL(groupnorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo, b->residual);
-        CALL(groupnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta, ENDED);
+            CALL(groupnorm_forward, b->x, b->gamma, b->beta, b->y, b->mean, b->rstd, b->mean_lo, b->residual, MODULATED);
+        CALL(groupnorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta,
+             MODULATED_ENDED);
     }
     case INSTANCENORM: {
         wf_instancenorm what = CHANNELS_WHAT(wf_instancenorm);
         what.momentum = c->momentum;
+        what.scale_offset = c->scale_offset;
         if (op_is_infer(c->op))
             CALL(instancenorm_infer, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in, b->y, b->rstd,
-                 b->residual);
+                 b->residual, MODULATED);
         if (forward)
             CALL(instancenorm_train, b->x, b->gamma, b->beta, b->running_mean_in, b->running_var_in,
-                 b->running_mean_out, b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo, b->residual);
+                 b->running_mean_out, b->running_var_out, b->y, b->mean, b->rstd, b->mean_lo, b->residual,
+                 MODULATED);
         CALL(instancenorm_backward, b->dy, b->x, b->gamma, b->mean, b->rstd, b->mean_lo, b->dx, b->dgamma, b->dbeta,
-             ENDED);
+             MODULATED_ENDED);
     }
     case BATCHNORM: {
         wf_batchnorm what = CHANNELS_WHAT(wf_batchnorm);
@@ -133,14 +139,14 @@ size_t run_workspace(const Case *c)
 typedef enum Id {
     X, DY, GAMMA, BETA, RUNNING_MEAN_IN, RUNNING_VAR_IN, Y, MEAN, RSTD, MEAN_LO, RUNNING_MEAN_OUT, RUNNING_VAR_OUT, DX,
     DGAMMA, DBETA, RESIDUAL, ROW_SCALE, COL_SCALE, DSUM, SUM, DRESIDUAL, BIAS, FOLDED_BIAS, POINTED, OUTPUT,
-    Y_SCALE, Y_AMAX, Y_ROW_SCALE, ID_COUNT
+    Y_SCALE, Y_AMAX, Y_ROW_SCALE, SCALE, SHIFT, DSCALE, DSHIFT, ID_COUNT
 } Id;
 
 static const char *const names[ID_COUNT] = { "x", "dy", "gamma", "beta", "running_mean_in", "running_var_in", "y", "mean",
                                              "rstd", "mean_lo", "running_mean_out", "running_var_out", "dx", "dgamma",
                                              "dbeta", "residual", "row_scale", "col_scale", "dsum", "sum",
                                              "dresidual", "bias", "folded_bias", "seed_ptr", "y", "y_scale", "y_amax",
-                                             "y_row_scale" };
+                                             "y_row_scale", "scale", "shift", "dscale", "dshift" };
 
 /* ---- the caller's floating-point mode ---- */
 
@@ -189,8 +195,8 @@ static Case forward_of(const Case *c)
     f.null = c->null & (NULL_GAMMA | NULL_BETA);
     f.running = RUNNING_NONE;
     f.inplace = f.quantize = 0;
-    if (case_ends(c))
-        f.add = c->add & ADD_RESIDUAL;
+    if (case_ends(c) || case_modulates(c))
+        f.add = c->add & (ADD_RESIDUAL | ADD_SCALE | ADD_SHIFT);
     if (case_adds(c))
         f.add = (c->add & (ADD_RESIDUAL | ADD_ROW_SCALE | ADD_COL_SCALE)) | ADD_SUM;
     return f;
@@ -202,7 +208,8 @@ static Id tensor_of(Output out)
                               [OUT_RUNNING_MEAN] = RUNNING_MEAN_OUT, [OUT_RUNNING_VAR] = RUNNING_VAR_OUT, [OUT_DX] = DX,
                               [OUT_DGAMMA] = DGAMMA, [OUT_DBETA] = DBETA,
                               [OUT_SUM] = SUM, [OUT_DRESIDUAL] = DRESIDUAL, [OUT_FOLDED_BIAS] = FOLDED_BIAS,
-                              [OUT_AMAX] = Y_AMAX, [OUT_ROW_SCALE] = Y_ROW_SCALE };
+                              [OUT_AMAX] = Y_AMAX, [OUT_ROW_SCALE] = Y_ROW_SCALE, [OUT_DSCALE] = DSCALE,
+                              [OUT_DSHIFT] = DSHIFT };
     return ids[out];
 }
 
@@ -243,6 +250,13 @@ static const char *feed_backward(const Case *c, const Problem *p, const char *va
     return error;
 }
 
+/* A vector of values, if there are any. */
+static void fill_input(const Case *c, wf_dtype dtype, int64_t n, const Quad *values, Tensor *t)
+{
+    if (values)
+        *t = tensor_input(dtype, 1, n, 0, c->misalign, values);
+}
+
 /* What a norm of a sum has besides. Backward, sum, or y, is an input and x is not given. */
 static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 {
@@ -255,17 +269,14 @@ static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
         memcpy(t[POINTED].data, (const uint64_t[]){ c->seed, OFFSET_POINTED }, 2 * sizeof(uint64_t));
         t[POINTED].input = (char *)tensor_rows(&t[POINTED]);
     }
-    if (p->row_scale)
-        t[ROW_SCALE] = tensor_input(stat_dtype(c->x), 1, p->slots, 0, off, p->row_scale);
-    if (p->col_scale)
-        t[COL_SCALE] = tensor_input(c->w, 1, p->params, 0, off, p->col_scale);
+    fill_input(c, stat_dtype(c->x), p->slots, p->row_scale, &t[ROW_SCALE]);
+    fill_input(c, c->w, p->params, p->col_scale, &t[COL_SCALE]);
     if (backward) {
         if (p->output)
             t[OUTPUT] = tensor_input(c->x, rows, cols, c->y_stride, off, p->output);
         else
             t[SUM] = tensor_input(dtype, rows, cols, c->sum_stride, off, p->x);
-        if (p->output && p->beta)
-            t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
+        fill_input(c, c->w, p->params, p->output ? p->beta : NULL, &t[BETA]);
         if (p->dsum)
             t[DSUM] = tensor_input(dtype, rows, cols, c->sum_stride, off, p->dsum);
         if (c->add & ADD_DRESIDUAL)
@@ -283,8 +294,7 @@ static void fill_addition(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 static void fill_fold(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 {
     const wf_dtype dtype = fold_bias_dtype(c);
-    if (p->bias)
-        t[BIAS] = tensor_input(dtype, 1, p->biases, 0, c->misalign, p->bias);
+    fill_input(c, dtype, p->biases, p->bias, &t[BIAS]);
     t[FOLDED_BIAS] = c->inplace & 2 && p->bias ? t[BIAS] : tensor_new(dtype, 1, p->biases, 0, c->misalign);
 }
 
@@ -306,15 +316,20 @@ static void fill_quantization(const Case *c, Tensor t[ID_COUNT])
 /* What the channel norms' ending has besides. */
 static void fill_ending(const Case *c, const Problem *p, Tensor t[ID_COUNT])
 {
-    const int off = c->misalign;
-    if (p->residual)
-        t[RESIDUAL] = tensor_input(c->x, 1, p->count, 0, off, p->residual);
-    if (!op_is_backward(c->op))
-        return;
-    if (p->beta)
-        t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
+    fill_input(c, c->x, p->count, p->residual, &t[RESIDUAL]);
     if (c->add & ADD_DRESIDUAL)
-        t[DRESIDUAL] = c->inplace & 2 ? t[DY] : tensor_new(c->x, 1, p->count, 0, off);
+        t[DRESIDUAL] = c->inplace & 2 ? t[DY] : tensor_new(c->x, 1, p->count, 0, c->misalign);
+}
+
+/* What a modulated norm has besides. */
+static void fill_modulation(const Case *c, const Problem *p, Tensor t[ID_COUNT])
+{
+    fill_input(c, c->w, p->pairs, p->scale, &t[SCALE]);
+    fill_input(c, c->w, p->pairs, p->shift, &t[SHIFT]);
+    if (c->add & ADD_DSCALE)
+        t[DSCALE] = tensor_new(c->w, 1, p->pairs, 0, c->misalign);
+    if (c->add & ADD_DSHIFT)
+        t[DSHIFT] = tensor_new(c->w, 1, p->pairs, 0, c->misalign);
 }
 
 /* All tensors of the case; those of a backward pass's statistics are there already. */
@@ -335,8 +350,9 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
         fill_addition(c, p, t);
     else
         t[X] = tensor_input(c->x, rows, cols, x_stride, off, p->x);
-    if (!(null & NULL_GAMMA))
-        t[GAMMA] = tensor_input(c->w, 1, p->params, 0, off, p->gamma);
+    fill_input(c, c->w, p->params, p->gamma, &t[GAMMA]);
+    if (!backward || case_ends(c) || case_modulates(c))
+        fill_input(c, c->w, p->params, p->beta, &t[BETA]);
     if (backward) {
         t[DY] = tensor_input(c->x, rows, cols, dy_stride, off, p->dy);
         if (!(null & NULL_DX))
@@ -350,8 +366,6 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
         if (c->flags & WF_ACCUMULATE && t[DBETA].data)
             tensor_put(&t[DBETA], p->old_dbeta);
     } else {
-        if (p->beta)
-            t[BETA] = tensor_input(c->w, 1, p->params, 0, off, p->beta);
         t[Y] = c->inplace & 1 ? t[X] : tensor_new(case_y_dtype(c), rows, cols, y_stride, off);
         if (c->quantize)
             fill_quantization(c, t);
@@ -373,6 +387,8 @@ static void fill_tensors(const Case *c, const Problem *p, Tensor t[ID_COUNT])
             t[RUNNING_VAR_OUT] = in_place ? t[RUNNING_VAR_IN] : tensor_new(stat, 1, p->params, 0, off);
         }
     }
+    if (case_modulates(c))
+        fill_modulation(c, p, t);
     if (case_ends(c))
         fill_ending(c, p, t);
     /* An output in place borrows its input's memory; the input has nothing to keep then. */
@@ -443,7 +459,8 @@ const char *run_once(const Case *c, const Problem *p, const char *variant, Raw o
     Buffers b = { at[X], at[DY], at[GAMMA], at[BETA], at[RUNNING_MEAN_IN], at[RUNNING_VAR_IN], at[Y], at[MEAN], at[RSTD],
                   at[MEAN_LO], at[RUNNING_MEAN_OUT], at[RUNNING_VAR_OUT], at[DX], at[DGAMMA], at[DBETA], at[RESIDUAL],
                   at[ROW_SCALE], at[COL_SCALE], at[DSUM], at[SUM], at[DRESIDUAL], at[BIAS], at[FOLDED_BIAS],
-                  at[POINTED], at[OUTPUT], at[Y_SCALE], at[Y_AMAX], at[Y_ROW_SCALE] };
+                  at[POINTED], at[OUTPUT], at[Y_SCALE], at[Y_AMAX], at[Y_ROW_SCALE], at[SCALE],
+                  at[SHIFT], at[DSCALE], at[DSHIFT] };
     set_fpmode(c->fpmode);
     unsigned mode_before = get_fpmode();
     wf_status status = run_call(c, &b, &where);

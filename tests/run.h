@@ -40,6 +40,8 @@ typedef struct Buffers {
     const void     *output;  /* y, where a backward pass has it in place of x */
     const float    *y_scale;
     float          *y_amax, *y_row_scale;
+    const void     *scale, *shift; /* of a modulation */
+    void           *dscale, *dshift;
 } Buffers;
 wf_status run_call(const Case *, const Buffers *, const wf_exec *);
 size_t    run_workspace(const Case *);

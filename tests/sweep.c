@@ -122,7 +122,7 @@ bool row_wise(Norm norm) { return norm == LAYERNORM || norm == RMSNORM || norm =
 /* Elements [first, first + count) of every output that has `each` of them per row or sample. */
 static void check_part(const Case *c, const Raw whole[OUTPUT_COUNT], const Raw part[OUTPUT_COUNT], int64_t index, int64_t n)
 {
-    static const Output outs[] = { OUT_Y, OUT_MEAN, OUT_MEAN_PAIR, OUT_RSTD, OUT_DX };
+    static const Output outs[] = { OUT_Y, OUT_MEAN, OUT_MEAN_PAIR, OUT_RSTD, OUT_DX, OUT_DSCALE, OUT_DSHIFT };
     Raw cut[OUTPUT_COUNT] = { { 0 } };
     for (int i = 0; i < COUNT(outs); i++) {
         const Raw *w = &whole[outs[i]];
@@ -158,6 +158,9 @@ void check_alone(const Case *c)
         Quad **const others[] = { &sub.dy, &sub.branch, &sub.residual, &sub.dsum, &sub.output };
         for (int k = 0; k < COUNT(others); k++)
             *others[k] = *others[k] ? *others[k] + i * each : NULL;
+        sub.pairs = p->pairs / n;
+        sub.scale = p->scale ? p->scale + i * sub.pairs : NULL;
+        sub.shift = p->shift ? p->shift + i * sub.pairs : NULL;
         if (run_named(&one, &sub, part))
             check_part(c, whole, part, i, n);
         raw_free(part);

@@ -137,7 +137,7 @@ START_TEST(misaligned)
             size_t natural = dtypes[d].x == WF_F64 ? 8 : 4;
             if (b->extent <= EXTENT_DY || b->extent == EXTENT_BIAS)
                 natural = x_size;
-            else if (b->extent == EXTENT_PARAMETER)
+            else if (b->extent == EXTENT_PARAMETER || b->extent == EXTENT_PAIRS)
                 natural = w_size;
             else if (b->extent == EXTENT_WORD)
                 natural = 8;

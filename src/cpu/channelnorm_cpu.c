@@ -8,6 +8,8 @@
  *
  * With an ending y is the activation of that, and dz, which arrives before it, takes the place of dy: ending.h.
  *
+ * Modulated, gamma and beta are gamma * f and beta * f + shift of each sample and channel: modulation.h.
+ *
  * A set is what shares a statistic: a channel (across the batch), or a group of a sample. */
 #include "columns.h"
 
@@ -15,12 +17,13 @@ struct geometry {
     struct channelnorm_shape s;
     int64_t                  sets, count;    /* of values in a set */
     int64_t                  group_channels; /* of a set: 1 across the batch */
+    bool                     apart;          /* across the batch, but samples have parameters of their own */
 };
 
 /* Where there is one value per channel and sample both layouts are the same memory: if_flat is the one to call it. */
-static struct geometry geometry_of(const struct channelnorm_shape *shape, wf_layout if_flat)
+static struct geometry geometry_of(const struct channelnorm_shape *shape, const struct modulation *mod, wf_layout if_flat)
 {
-    struct geometry g = {.s = *shape};
+    struct geometry g = {.s = *shape, .apart = shape->across_batch && mod->present};
     if (g.s.hw == 1)
         g.s.layout = if_flat;
     if (g.s.c == 0)
@@ -38,6 +41,7 @@ static inline real given(const void *statistic, int64_t set)
 }
 
 #include "ending.h"
+#include "modulation.h"
 
 /* ---- forward ---------------------------------------------------------------------------------------------------- */
 
@@ -146,16 +150,17 @@ static void forward_finish(void *arg, int64_t begin, int64_t end)
     }
 }
 
-static size_t channelnorm_forward_plan(const struct channelnorm_forward *p, void *workspace,
+__attribute__((noinline)) static size_t channelnorm_forward_plan(const struct channelnorm_forward *p, void *workspace,
                                        struct channelnorm_forward_run *r)
 {
     struct cpu_arena arena = {workspace, 0};
-    *r = (struct channelnorm_forward_run){.p = p, .g = geometry_of(&p->shape, p->shape.across_batch ? WF_NHWC : WF_NCHW)};
+    *r = (struct channelnorm_forward_run){.p = p};
+    r->g = geometry_of(&p->shape, &p->mod, p->shape.across_batch ? WF_NHWC : WF_NCHW);
     r->mean = cpu_take(&arena, r->g.sets, sizeof(real));
     r->mean_lo = cpu_take(&arena, r->g.sets, sizeof(real));
     r->rstd = cpu_take(&arena, r->g.sets, sizeof(real));
     r->variance = cpu_take(&arena, r->g.sets, sizeof(real));
-    r->z = (struct affine){r->mean, r->mean_lo, r->rstd, p->gamma, p->beta, p->shape.w_dtype};
+    r->z = (struct affine){r->mean, r->mean_lo, r->rstd, p->gamma, p->beta, p->shape.w_dtype, &p->mod};
     if (r->g.s.layout == WF_NCHW)
         channels_first_forward_plan(r, &arena);
     else
@@ -165,8 +170,15 @@ static size_t channelnorm_forward_plan(const struct channelnorm_forward *p, void
 
 static size_t channelnorm_forward_workspace(const struct channelnorm_forward *p)
 {
+    struct channelnorm_forward     other = *p;
     struct channelnorm_forward_run r;
-    return channelnorm_forward_plan(p, NULL, &r);
+    size_t most = 0;
+    for (int present = 0; present < (p->mod.possible ? 2 : 1); present++) {
+        other.mod.present = present;
+        const size_t size = channelnorm_forward_plan(&other, NULL, &r);
+        most = size > most ? size : most;
+    }
+    return most;
 }
 
 static void copy_out(void *to, const real *from, int64_t n)
@@ -264,6 +276,48 @@ static void combine_sums(const struct channelnorm_backward_run *r, int64_t set, 
     }
 }
 
+__attribute__((noinline)) static void store_pairs(void *out, wf_dtype dtype, int64_t pair, int64_t n, const real *value)
+{
+    if (out)
+        store_gradient(out, dtype, pair, n, false, value);
+}
+
+/* Sums of pairs [pair, pair + n) of sample and channel are there: what dscale and dshift are made of, and times f what all else
+ * is. */
+__attribute__((noinline)) static void modulate_sums(const struct channelnorm_backward_run *r, int64_t pair, int64_t n)
+{
+    const struct channelnorm_backward *p = r->p;
+    const wf_dtype                     dtype = p->shape.w_dtype;
+    for (int64_t end = pair + n, part; pair < end; pair += part) {
+        const int64_t channel = pair % r->g.s.c;
+        real          gamma_buffer[COLUMNS], beta_buffer[COLUMNS], f[COLUMNS], dscale[COLUMNS];
+        real *const   dy_sum = r->dy_sum + pair, *const dyx_sum = r->dyx_sum + pair;
+        part = min64(min64(end - pair, COLUMNS), r->g.s.c - channel);
+        const real *gamma = load_parameters(p->gamma, dtype, channel, part, 1, gamma_buffer);
+        const real *beta = load_parameters(p->mod.beta, dtype, channel, part, 0, beta_buffer);
+        load_modulation(&p->mod, dtype, pair, part, f);
+        store_pairs(p->mod.dshift, dtype, pair, part, dy_sum);
+        SIMD
+        for (int64_t j = 0; j < part; j++) {
+            dscale[j] = gamma[j] * dyx_sum[j] + beta[j] * dy_sum[j];
+            dy_sum[j] *= f[j];
+            dyx_sum[j] *= f[j];
+        }
+        store_pairs(p->mod.dscale, dtype, pair, part, dscale);
+    }
+}
+
+/* Of no elements. */
+static void no_modulation(const struct channelnorm_backward_run *r)
+{
+    const int64_t pairs = r->g.s.n * r->g.s.c;
+    const real    none[COLUMNS] = {0};
+    for (int64_t i = 0; i < pairs; i += COLUMNS) {
+        store_pairs(r->p->mod.dscale, r->p->shape.w_dtype, i, min64(COLUMNS, pairs - i), none);
+        store_pairs(r->p->mod.dshift, r->p->shape.w_dtype, i, min64(COLUMNS, pairs - i), none);
+    }
+}
+
 #include "channels_first_backward.h"
 #include "channels_last_ending_backward.h"
 #include "channels_last_backward.h"
@@ -287,13 +341,13 @@ static void channelnorm_backward_finish(void *arg, int64_t begin, int64_t end)
     }
 }
 
-static size_t channelnorm_backward_plan(const struct channelnorm_backward *p, void *workspace,
+__attribute__((noinline)) static size_t channelnorm_backward_plan(const struct channelnorm_backward *p, void *workspace,
                                         struct channelnorm_backward_run *r)
 {
     struct cpu_arena arena = {workspace, 0};
-    *r = (struct channelnorm_backward_run){.p = p, .g = geometry_of(&p->shape, WF_NHWC)};
-    r->z = (struct affine){p->mean, p->mean_lo, p->rstd, p->gamma, p->act.beta, p->shape.w_dtype};
-    r->samples = r->g.s.layout == WF_NHWC && r->g.s.across_batch ? 1 : r->g.s.n;
+    *r = (struct channelnorm_backward_run){.p = p, .g = geometry_of(&p->shape, &p->mod, WF_NHWC)};
+    r->z = (struct affine){p->mean, p->mean_lo, p->rstd, p->gamma, p->act.beta, p->shape.w_dtype, &p->mod};
+    r->samples = r->g.s.layout == WF_NHWC ? last_samples(&r->g) : r->g.s.n;
     r->dy_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
     r->dyx_sum = cpu_take(&arena, r->samples * r->g.s.c, sizeof(real));
     r->k1 = cpu_take(&arena, r->g.sets, sizeof(real));
@@ -307,8 +361,15 @@ static size_t channelnorm_backward_plan(const struct channelnorm_backward *p, vo
 
 static size_t channelnorm_backward_workspace(const struct channelnorm_backward *p)
 {
+    struct channelnorm_backward     other = *p;
     struct channelnorm_backward_run r;
-    return channelnorm_backward_plan(p, NULL, &r);
+    size_t most = 0;
+    for (int present = 0; present < (p->mod.possible ? 2 : 1); present++) {
+        other.mod.present = present;
+        const size_t size = channelnorm_backward_plan(&other, NULL, &r);
+        most = size > most ? size : most;
+    }
+    return most;
 }
 
 /* With an ending, where there are sums: these are of dz. If its dtype holds it exactly it is kept meanwhile, in dresidual or,
@@ -334,7 +395,7 @@ static void channelnorm_backward(const struct channelnorm_backward *p, const str
     struct channelnorm_backward_run r;
     channelnorm_backward_plan(p, run->workspace, &r);
     r.stream = run->stream_training;
-    r.summed = p->dgamma || p->dbeta || (p->dx && !p->frozen);
+    r.summed = p->dgamma || p->dbeta || p->mod.dscale || p->mod.dshift || (p->dx && !p->frozen);
     share_ending(&r);
     r.applied = p->dx || r.apply.act.dresidual;
     if (r.g.count && r.g.sets) {
@@ -342,6 +403,8 @@ static void channelnorm_backward(const struct channelnorm_backward *p, const str
             channels_first_backward(&r, run);
         else
             channels_last_backward(&r, run);
+    } else if (p->mod.present) {
+        no_modulation(&r);
     }
     if (p->dgamma || p->dbeta)
         cpu_parallel(run, r.g.s.c, 16 * COLUMNS, channelnorm_backward_finish, &r);

@@ -259,8 +259,8 @@ static void normalize_lines(const struct geometry *g, const struct affine *a, in
         const struct line_sets l = line_sets_of(g, line + done, n - done);
         real                   gamma_buffer[MAP_LINES], beta_buffer[MAP_LINES];
         part = l.lines;
-        const real *gamma = load_parameter(a->gamma, a->w_dtype, l.channel, part, 1, gamma_buffer);
-        const real *beta = load_parameter(a->beta, a->w_dtype, l.channel, part, 0, beta_buffer);
+        const real *gamma = load_factors(a, l.channel, line + done, part, gamma_buffer);
+        const real *beta = load_shifts(a, l.channel, line + done, part, beta_buffer);
         SIMD
         for (int64_t j = 0; j < part; j++) {
             const int64_t set = l.set + (l.one_set ? 0 : j);

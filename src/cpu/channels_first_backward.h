@@ -56,10 +56,12 @@ INLINE void leaf_products(wf_dtype dtype, const char *x, const char *dy, int64_t
 __attribute__((noinline)) static void leaf_arrivals(const struct channelnorm_backward *p, const struct stats *s, int64_t at,
                                                     int64_t n, real sum[2])
 {
-    const wf_dtype dtype = p->shape.x_dtype, w_dtype = p->shape.w_dtype;
-    const int64_t  channel = at / p->shape.hw % p->shape.c;
-    const real     factor = s->rstd * load_one(p->gamma, w_dtype, channel, 1);
-    const real     shift = load_one(p->act.beta, w_dtype, channel, 0) - s->mean_lo * factor;
+    const wf_dtype dtype = p->shape.x_dtype;
+    const int64_t  line = at / p->shape.hw, channel = line % p->shape.c;
+    real           gamma_buffer[1], beta_buffer[1];
+    const struct affine a = {.gamma = p->gamma, .beta = p->act.beta, .w_dtype = p->shape.w_dtype, .mod = &p->mod};
+    const real     factor = s->rstd * *load_factors(&a, channel, line, 1, gamma_buffer);
+    const real     shift = *load_shifts(&a, channel, line, 1, beta_buffer) - s->mean_lo * factor;
     struct lanes   s1 = lanes_fill(0), s2 = lanes_fill(0);
     for (int64_t part; n > 0; n -= part, at += part) {
         real z[ENDED], dz[ENDED], buffer[ENDED];
@@ -103,7 +105,7 @@ static void bundle_sums(const struct channelnorm_backward_run *r, const struct c
 {
     const struct lines lines = lines_of(&r->g, b->set);
     const int64_t      neighbors = lines.step > 1 ? b->sets : b->sets * lines.count;
-    for (int64_t far = 0; far < (lines.step > 1 ? lines.count : 1); far++)
+    for (int64_t far = 0; far < (lines.step > 1 ? lines.count : 1); far++) {
         for (int64_t near = 0; near < neighbors; near++) {
             const int64_t      line = lines.first + far * lines.step + near;
             const struct stats s = stats_of(r, b->set + (lines.step > 1 ? near : near / lines.count));
@@ -112,6 +114,9 @@ static void bundle_sums(const struct channelnorm_backward_run *r, const struct c
             r->dy_sum[line] = sum[0];
             r->dyx_sum[line] = sum[1];
         }
+        if (p->mod.present)
+            modulate_sums(r, lines.first + far * lines.step, neighbors);
+    }
 }
 
 /* Item of a set -> one segment of one line. */
@@ -145,6 +150,8 @@ static void channels_first_backward_combine(const void *arg, int64_t set)
         r->dy_sum[lines.first + line * lines.step] = sum[0];
         r->dyx_sum[lines.first + line * lines.step] = sum[1];
     }
+    for (int64_t line = 0; r->p->mod.present && line < lines.count; line++)
+        modulate_sums(r, lines.first + line * lines.step, 1);
     combine_sums(r, set, 1);
 }
 
@@ -160,7 +167,7 @@ static void backward_lines(const void *arg, int64_t line, int64_t n, struct line
     for (int64_t done = 0, part; done < n; done += part) {
         const struct line_sets l = line_sets_of(&r->g, line + done, n - done);
         real                   buffer[MAP_LINES];
-        const real            *gamma = load_parameter(p->gamma, p->shape.w_dtype, l.channel, l.lines, 1, buffer);
+        const real            *gamma = load_factors(&r->z, l.channel, line + done, l.lines, buffer);
         part = l.lines;
         SIMD
         for (int64_t j = 0; j < part; j++) {

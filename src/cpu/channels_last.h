@@ -287,9 +287,7 @@ static void channels_last_combine(const void *arg, int64_t sample)
     const int64_t rows = last_rows(&r->g), tiles = last_tiles(&r->g), parts = tiles_of_group(&r->g);
     const int64_t channels = r->g.group_channels, sets = r->g.s.c / channels, first_set = sample * sets;
     const int64_t records = last_records(&r->g), stride = tiles * records;
-    if (r->p->known)
-        known_sets(r, first_set, sets);
-    for (int64_t i = 0; !r->p->known && i < stride; i++) {
+    for (int64_t i = 0; i < stride; i++) {
         const int64_t             tile = i / records;
         const struct columns_tile whole = columns_tile_of(&r->g, tile);
         if (i % records >= records_of(&whole))
@@ -329,8 +327,8 @@ static void channels_last_apply(const void *arg, int64_t sample, int64_t item)
         const struct columns_tile t = plain_tile_of(&r->g, col, step, WIDE);
         struct column_map         m;
         real                      gamma_buffer[WIDEST], beta_buffer[WIDEST], mean_lo[WIDEST];
-        const real               *gamma = load_parameter(p->gamma, p->shape.w_dtype, col, t.width, 1, gamma_buffer);
-        const real               *beta = load_parameter(p->beta, p->shape.w_dtype, col, t.width, 0, beta_buffer);
+        const real               *gamma = load_factors(&r->z, col, sample * r->g.s.c + col, t.width, gamma_buffer);
+        const real               *beta = load_shifts(&r->z, col, sample * r->g.s.c + col, t.width, beta_buffer);
         m.formula = NORMALIZE;
         m.in[0] = p->x;
         m.out = p->y;
@@ -373,11 +371,13 @@ static void channels_last_forward_plan(struct channelnorm_forward_run *r, struct
 static void channels_last_forward(struct channelnorm_forward_run *r, const struct cpu_run *run)
 {
     const int64_t samples = last_samples(&r->g), row_bytes = r->g.s.c * size_of(r->g.s.x_dtype);
+    if (r->p->known)
+        known_sets(r, 0, r->g.sets);
     cpu_run_stages(run, &(struct cpu_stages){.sets = samples,
                                              .items = r->items,
                                              .item_bytes = row_bytes * min64(forward_item_rows(&r->g), last_rows(&r->g)),
                                              .reduce = r->p->known ? NULL : channels_last_reduce,
-                                             .combine = channels_last_combine,
+                                             .combine = r->p->known ? NULL : channels_last_combine,
                                              .apply = channels_last_apply,
                                              .arg = r,
                                              .fused = whole_samples(&r->g, row_bytes)});

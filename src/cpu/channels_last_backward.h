@@ -141,7 +141,7 @@ static void channels_last_backward_reduce(const void *arg, int64_t sample, int64
         spread(&r->g, &t, sample, r->p->mean_lo, mean_lo);
         spread(&r->g, &t, sample, r->p->rstd, w.rstd);
         if (r->p->act.present)
-            map_arrivals(r->p, &t, w.rstd, mean_lo, &m);
+            map_arrivals(&r->z, &t, sample, w.rstd, mean_lo, &m);
         SIMD
         for (int64_t j = 0; j < t.width; j++)
             mean_lo[j] *= w.rstd[j];
@@ -168,6 +168,8 @@ static void channels_last_backward_combine(const void *arg, int64_t sample)
         row_sum_tree(part + col, r->items, 2 * c, n, r->dy_sum + sample * c + col);
         row_sum_tree(part + c + col, r->items, 2 * c, n, r->dyx_sum + sample * c + col);
     }
+    if (r->p->mod.present)
+        modulate_sums(r, sample * c, c);
     for (int64_t set = 0; set < sets; set += COLUMNS)
         combine_sums(r, sample * sets + set, min64(COLUMNS, sets - set));
 }
@@ -187,7 +189,7 @@ static void channels_last_backward_apply(const void *arg, int64_t sample, int64_
         const struct columns_tile t = plain_tile_of(&r->g, col, step, WIDE);
         struct column_map         m;
         real                      buffer[WIDE], mean[WIDE], mean_lo[WIDE], rstd[WIDE], k1[WIDE], k2[WIDE];
-        const real               *gamma = load_parameter(p->gamma, p->shape.w_dtype, col, t.width, 1, buffer);
+        const real               *gamma = load_factors(&r->z, col, sample * r->g.s.c + col, t.width, buffer);
         spread(&r->g, &t, sample, p->mean, mean);
         spread(&r->g, &t, sample, p->mean_lo, mean_lo);
         spread(&r->g, &t, sample, p->rstd, rstd);

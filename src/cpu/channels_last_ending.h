@@ -21,16 +21,15 @@ static void repeat_strip(real *v, const struct strip *s)
 /* One value of each set for every element of a strip; NULL = 0. */
 static void spread_strip(const struct geometry *g, const struct strip *s, int64_t sample, const real *from, real *to)
 {
-    const int64_t first = sample * g->s.c / g->group_channels;
+    const int64_t first = g->apart ? 0 : sample * g->s.c / g->group_channels;
     for (int64_t j = 0; j < s->width; j++)
         to[j] = from ? from[first + (s->col + j) / g->group_channels] : 0;
     repeat_strip(to, s);
 }
 
-/* And of each channel. */
-static void load_strip(const void *parameter, wf_dtype dtype, const struct strip *s, real fallback, real *to)
+/* And of each channel: what load_factors() or load_shifts() found. */
+static void fill_strip(const struct strip *s, const real *from, real *to)
 {
-    const real *from = load_parameter(parameter, dtype, s->col, s->width, fallback, to);
     if (from != to)
         memcpy(to, from, (size_t)s->width * sizeof(real));
     repeat_strip(to, s);
@@ -47,8 +46,8 @@ static void map_strip(const struct geometry *g, const struct affine *a, const st
     spread_strip(g, s, sample, a->mean, m->mean);
     spread_strip(g, s, sample, a->mean_lo, m->mean_lo);
     spread_strip(g, s, sample, a->rstd, m->rstd);
-    load_strip(a->gamma, a->w_dtype, s, 1, m->factor);
-    load_strip(a->beta, a->w_dtype, s, 0, m->shift);
+    fill_strip(s, load_factors(a, s->col, sample * g->s.c + s->col, s->width, m->factor), m->factor);
+    fill_strip(s, load_shifts(a, s->col, sample * g->s.c + s->col, s->width, m->shift), m->shift);
     SIMD
     for (int64_t j = 0; j < s->width * s->fold; j++) {
         m->factor[j] *= m->rstd[j];

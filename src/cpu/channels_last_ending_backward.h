@@ -10,12 +10,12 @@ struct arrival_map {
     ALIGNED real factor[WIDEST + PAIR], shift[WIDEST + PAIR];
 };
 
-static void map_arrivals(const struct channelnorm_backward *p, const struct columns_tile *t, const real *rstd,
+static void map_arrivals(const struct affine *a, const struct columns_tile *t, int64_t sample, const real *rstd,
                          const real *mean_lo, struct arrival_map *m)
 {
     real        gamma_buffer[WIDEST], beta_buffer[WIDEST];
-    const real *gamma = load_parameter(p->gamma, p->shape.w_dtype, t->col, t->width, 1, gamma_buffer);
-    const real *beta = load_parameter(p->act.beta, p->shape.w_dtype, t->col, t->width, 0, beta_buffer);
+    const real *gamma = load_factors(a, t->col, sample * t->c + t->col, t->width, gamma_buffer);
+    const real *beta = load_shifts(a, t->col, sample * t->c + t->col, t->width, beta_buffer);
     SIMD
     for (int64_t j = 0; j < t->width; j++) {
         m->factor[j] = rstd[j] * gamma[j];

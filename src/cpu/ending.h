@@ -80,4 +80,5 @@ struct affine {
     const real *mean, *mean_lo, *rstd; /* [sets]; mean_lo NULL = 0 */
     const void *gamma, *beta;
     wf_dtype    w_dtype;
+    const struct modulation *mod; /* of gamma and beta */
 };

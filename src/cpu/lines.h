@@ -280,7 +280,8 @@ static struct line_sets line_sets_of(const struct geometry *g, int64_t line, int
     return (struct line_sets){min64(n, channels - line % channels), channel, line / channels, true};
 }
 
-/* params: of n <= MAP_LINES lines from `line`. next: a bundle of as many sets follows, which is to be fetched. */
+/* params: of n <= MAP_LINES lines from `line`; across the batch of sample 0, where all have the same. next: a bundle of as many
+ * sets follows, which is to be fetched. */
 static void map_bundle(const struct geometry *g, const struct bundle *b, struct line_map *m,
                        void (*params)(const void *arg, int64_t line, int64_t n, struct line_map *m), const void *arg,
                        bool next)
@@ -291,9 +292,10 @@ static void map_bundle(const struct geometry *g, const struct bundle *b, struct 
     if (m->act && m->z)
         m->z->hw = hw;
     if (g->s.across_batch) {
-        params(arg, b->set, b->sets, m);
         m->ahead = next ? b->sets * hw : 0;
         for (int64_t sample = b->begin / hw; sample * hw < b->end; sample++) {
+            if (g->apart || sample == b->begin / hw)
+                params(arg, (g->apart ? sample * g->s.c : 0) + b->set, b->sets, m);
             const int64_t from = sample * hw > b->begin ? 0 : b->begin - sample * hw, to = min64(hw, b->end - sample * hw);
             map_elements(m, (sample * g->s.c + b->set) * hw + from, (b->sets - 1) * hw + to - from);
         }

@@ -50,12 +50,12 @@ static int64_t last_tiles(const struct geometry *g)
 
 static int64_t last_samples(const struct geometry *g)
 {
-    return g->s.across_batch ? 1 : g->s.n;
+    return g->s.across_batch && !g->apart ? 1 : g->s.n;
 }
 
 static int64_t last_rows(const struct geometry *g)
 {
-    return g->s.across_batch ? g->s.n * g->s.hw : g->s.hw;
+    return g->s.across_batch && !g->apart ? g->s.n * g->s.hw : g->s.hw;
 }
 
 /* Rows side by side: whole lines of the cache if so many fit, and few enough for a sample to have some wide rows. */
@@ -225,7 +225,7 @@ static void order_params(struct column_map *m, int64_t begin)
 /* One value of each set, for the columns of a tile. */
 static void spread(const struct geometry *g, const struct columns_tile *t, int64_t sample, const real *from, real *to)
 {
-    const int64_t channels = g->group_channels, first = sample * g->s.c / channels;
+    const int64_t channels = g->group_channels, first = g->apart ? 0 : sample * g->s.c / channels;
     if (!from)
         fill(to, t->width, 0);
     else if (channels == 1)

@@ -16,6 +16,20 @@ template <class Problem, class = void> struct has_addition : std::false_type {
 template <class Problem> struct has_addition<Problem, std::void_t<decltype(Problem::add)>> : std::true_type {
 };
 
+/* What no kernel takes. */
+template <class Problem, class = void> struct has_modulation : std::false_type {
+};
+template <class Problem> struct has_modulation<Problem, std::void_t<decltype(Problem::mod)>> : std::true_type {
+};
+
+template <class Problem> static bool no_kernel_takes(const Problem &p)
+{
+    if constexpr (has_modulation<Problem>::value)
+        return p.mod.present;
+    (void)p;
+    return false;
+}
+
 /* A failure of ours is reported by its return code. The runtime remembers it too, for cudaGetLastError(): taken back, unless
  * the caller has an error of its own pending there. */
 struct PendingError {
@@ -84,7 +98,7 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
     const Variant<Problem> *v = variants;
     while (v->name && !(wanted ? strcmp(v->name, wanted) == 0 : v->takes(p)))
         v++;
-    if (!wanted && !v->name)
+    if ((!wanted && !v->name) || no_kernel_takes(p))
         return call_fail(call, WF_UNSUPPORTED, "no kernel of the CUDA back-end takes this case");
     if (!v->name || !v->takes(p))
         return call_fail(call, WF_UNSUPPORTED, "where.variant = \"%s\" does not take this case", wanted);
