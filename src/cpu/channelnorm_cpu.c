@@ -151,7 +151,7 @@ static void forward_finish(void *arg, int64_t begin, int64_t end)
 }
 
 __attribute__((noinline)) static size_t channelnorm_forward_plan(const struct channelnorm_forward *p, void *workspace,
-                                       struct channelnorm_forward_run *r)
+                                                                 struct channelnorm_forward_run *r)
 {
     struct cpu_arena arena = {workspace, 0};
     *r = (struct channelnorm_forward_run){.p = p};
@@ -342,7 +342,7 @@ static void channelnorm_backward_finish(void *arg, int64_t begin, int64_t end)
 }
 
 __attribute__((noinline)) static size_t channelnorm_backward_plan(const struct channelnorm_backward *p, void *workspace,
-                                        struct channelnorm_backward_run *r)
+                                                                  struct channelnorm_backward_run *r)
 {
     struct cpu_arena arena = {workspace, 0};
     *r = (struct channelnorm_backward_run){.p = p, .g = geometry_of(&p->shape, &p->mod, WF_NHWC)};

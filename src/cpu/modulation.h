@@ -1,6 +1,7 @@
 /* gamma and beta as a modulated norm has them, for each pair of sample and channel; see struct modulation. Pair i is that of
- * channel i % c. Functions of their own: no loop over elements is another for it. Included by channelnorm_cpu.c. */
+ * channel i % c. Included by channelnorm_cpu.c. */
 
+/* load_parameter(), once for all that is modulated. */
 __attribute__((noinline)) static const real *load_parameters(const void *data, wf_dtype dtype, int64_t index, int64_t n,
                                                              real fallback, real *buffer)
 {
@@ -34,24 +35,34 @@ __attribute__((noinline)) static void modulate(const struct affine *a, const rea
     }
 }
 
-/* n consecutive channels' factors; pair: the first of them. */
-static const real *load_factors(const struct affine *a, int64_t channel, int64_t pair, int64_t n, real *buffer)
+/* Functions of their own, so that plain norms have no more than a question here. */
+__attribute__((noinline)) static const real *modulated_factors(const struct affine *a, int64_t channel, int64_t pair, int64_t n,
+                                                               real *buffer)
 {
-    const real *gamma = load_parameters(a->gamma, a->w_dtype, channel, n, 1, buffer);
-    if (!a->mod->present)
-        return gamma;
-    modulate(a, gamma, NULL, pair, n, buffer);
+    modulate(a, load_parameters(a->gamma, a->w_dtype, channel, n, 1, buffer), NULL, pair, n, buffer);
     return buffer;
 }
 
-/* And what is added to them; without beta shift alone, also where f is not finite. */
+/* Without beta shift alone, also where f is not finite. */
+__attribute__((noinline)) static const real *modulated_shifts(const struct affine *a, int64_t channel, int64_t pair, int64_t n,
+                                                              real *buffer)
+{
+    if (!a->beta)
+        return load_parameters(a->mod->shift, a->w_dtype, pair, n, 0, buffer);
+    modulate(a, load_parameters(a->beta, a->w_dtype, channel, n, 0, buffer), a->mod->shift, pair, n, buffer);
+    return buffer;
+}
+
+/* What xhat is multiplied by in n consecutive channels; pair: the first of them. */
+static const real *load_factors(const struct affine *a, int64_t channel, int64_t pair, int64_t n, real *buffer)
+{
+    return a->mod->present ? modulated_factors(a, channel, pair, n, buffer)
+                           : load_parameter(a->gamma, a->w_dtype, channel, n, 1, buffer);
+}
+
+/* And what is then added. */
 static const real *load_shifts(const struct affine *a, int64_t channel, int64_t pair, int64_t n, real *buffer)
 {
-    if (a->mod->present && !a->beta)
-        return load_parameters(a->mod->shift, a->w_dtype, pair, n, 0, buffer);
-    const real *beta = load_parameters(a->beta, a->w_dtype, channel, n, 0, buffer);
-    if (!a->mod->present)
-        return beta;
-    modulate(a, beta, a->mod->shift, pair, n, buffer);
-    return buffer;
+    return a->mod->present ? modulated_shifts(a, channel, pair, n, buffer)
+                           : load_parameter(a->beta, a->w_dtype, channel, n, 0, buffer);
 }
