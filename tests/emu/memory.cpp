@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <deque>
 #include <map>
+#include <set>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -21,6 +22,7 @@ static struct Arena {
     std::vector<uint32_t>              owner;    // of a granule: index of an allocation + 1
     std::deque<Allocation>             allocations;
     std::map<size_t, std::vector<int>> freed;    // by number of granules
+    std::set<int>                      live; // later ones have higher addresses
     int                                open = 0;
 } &arena = *new Arena;
 
@@ -65,16 +67,25 @@ static void make_arena()
     sigaction(SIGSEGV, &action, &previous_action);
 }
 
+// From the first live allocation to the last: what was in use before them grows, and takes longer than the tests themselves.
+static void protect_live(int protection)
+{
+    if (arena.live.empty())
+        return;
+    const Allocation &first = device_allocation(*arena.live.begin()), &last = device_allocation(*arena.live.rbegin());
+    mprotect(first.data, static_cast<size_t>(last.data + last.size - first.data), protection);
+}
+
 void device_open()
 {
-    if (arena.open++ == 0 && arena.used)
-        mprotect(arena.base, arena.used * kGranule, PROT_READ | PROT_WRITE);
+    if (arena.open++ == 0)
+        protect_live(PROT_READ | PROT_WRITE);
 }
 
 void device_close()
 {
-    if (--arena.open == 0 && arena.used)
-        mprotect(arena.base, arena.used * kGranule, PROT_NONE);
+    if (--arena.open == 0)
+        protect_live(PROT_NONE);
 }
 
 void *device_allocate(size_t size)
@@ -102,10 +113,12 @@ void *device_allocate(size_t size)
     const size_t first = static_cast<size_t>(a.data - arena.base) / kGranule;
     for (size_t i = 0; i < granules; i++)
         arena.owner[first + i] = static_cast<uint32_t>(index) + 1;
-    device_open();
+    arena.live.insert(index);
+    mprotect(a.data, size, PROT_READ | PROT_WRITE);
     if (size <= (size_t{64} << 20)) // larger ones stay sparse
         fill(a.data, size);
-    device_close();
+    if (!arena.open)
+        mprotect(a.data, size, PROT_NONE);
     return a.data;
 }
 
@@ -119,6 +132,7 @@ bool device_free(void *p)
     while (arena.owner[first + granules] == static_cast<uint32_t>(index) + 1)
         arena.owner[first + granules++] = 0;
     madvise(p, granules * kGranule, MADV_DONTNEED);
+    arena.live.erase(index);
     arena.freed[granules].push_back(index);
     return true;
 }
