@@ -149,7 +149,7 @@ static void solve_forward(const Problem *p, const Statistics *s, const bool *loo
         const Quad xhat = (p->x[i] - s->mean[slot]) * s->rstd[slot], z = z_of(p, p->gamma, p->beta, xhat, i);
         y->bar[i] = centered(p) ? z_bar(p, fabs((double)xhat), z, i) : 6 * u * fabs((double)y->value[i]);
         if (case_ends(p->c))
-            y->bar[i] = ending_value_bar(p->c, z, y->bar[i]);
+            y->bar[i] = ending_value_bar(p->c, y->value[i], y->bar[i]);
         if (loose[slot])
             y->bar[i] = HUGE_VAL;
     }
@@ -234,10 +234,9 @@ static void solve_ending(const Problem *p, const Quad *xhat, const double *widen
         double bar = z_bar(p, fabs((double)xhat[i]), z, i);
         bar += widened[p->slot[i]] * fabs((double)(gamma_of(p, p->gamma, i) * scale_of(p, i)));
         bar += c->add & ADD_Y ? least(c->x) : 0;
-        dz[i] = ending_gradient(c, z, p->dy[i]);
-        dresidual->value[i] = dz[i];
-        dresidual->bar[i] = loose[p->slot[i]] ? HUGE_VAL : ending_gradient_bar(c, z, bar, p->dy[i]);
-        off[i] = loose[p->slot[i]] ? 0 : dresidual->bar[i];
+        dz[i] = dresidual->value[i] = ending_gradient(c, z, bar, p->dy[i], &off[i]);
+        dresidual->bar[i] = loose[p->slot[i]] ? HUGE_VAL : off[i];
+        off[i] = loose[p->slot[i]] ? 0 : off[i];
     }
 }
 

@@ -2,8 +2,7 @@
 
 #include <quadmath.h>
 
-#define SQRT_2_OVER_PI sqrtq(M_2_PIq)
-static const Quad CUBE = 0.044715Q;
+static const Quad CUBE = 0.044715Q, SQRT_2_OVER_PI = 0.797884560802865355879892119868763737Q;
 
 /* The share S of x that an activation keeps: x S(x). */
 static Quad share(wf_activation kind, Quad slope, Quad x)

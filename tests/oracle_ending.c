@@ -33,30 +33,26 @@ static Quad derivative(const Case *c, Quad z, Quad *parts)
     return isinfq(z) ? *parts : oracle_activation_derivative(c->activation, 0, z, parts);
 }
 
-Quad ending_gradient(const Case *c, Quad z, Quad dy)
-{
-    Quad parts;
-    return is_smooth(c) ? dy * derivative(c, z, &parts) : cornered(c, z, dy);
-}
-
 /* The steepest of the smooth ones is GELU: 1.129. */
-double ending_value_bar(const Case *c, Quad z, double z_bar)
+double ending_value_bar(const Case *c, Quad value, double z_bar)
 {
-    const double u = unit_roundoff(c), value = fabs((double)ending_value(c, z));
+    const double u = unit_roundoff(c), size = fabs((double)value);
     if (is_smooth(c))
-        return 1.13 * z_bar + 5 * u * value + 2 * tiny(c);
-    return fmax(1, fabs((double)slope(c))) * z_bar + (c->activation == WF_LEAKY_RELU ? u * value + tiny(c) : 0);
+        return 1.13 * z_bar + 5 * u * size + 2 * tiny(c);
+    return fmax(1, fabs((double)slope(c))) * z_bar + (c->activation == WF_LEAKY_RELU ? u * size + tiny(c) : 0);
 }
 
 /* No second derivative is more than 0.8; where there is a corner, z may be on either side of it. */
-double ending_gradient_bar(const Case *c, Quad z, double z_bar, Quad dy)
+Quad ending_gradient(const Case *c, Quad z, double z_bar, Quad dy, double *bar)
 {
     const double u = unit_roundoff(c), size = fabs((double)dy);
     if (is_smooth(c)) {
         Quad parts;
-        const double slope_there = fabs((double)derivative(c, z, &parts));
-        return size * (0.8 * z_bar + 6 * u * (double)parts + u * slope_there + 2 * tiny(c)) + tiny(c);
+        const Quad there = derivative(c, z, &parts);
+        *bar = size * (0.8 * z_bar + 6 * u * (double)parts + u * fabs((double)there) + 2 * tiny(c)) + tiny(c);
+        return dy * there;
     }
-    const double jump = fabsq(z) <= z_bar ? fabs(1 - (double)slope(c)) * size : 0;
-    return jump + (c->activation == WF_LEAKY_RELU ? u * size * fabs((double)slope(c)) + tiny(c) : 0);
+    *bar = (fabsq(z) <= z_bar ? fabs(1 - (double)slope(c)) * size : 0) +
+           (c->activation == WF_LEAKY_RELU ? u * size * fabs((double)slope(c)) + tiny(c) : 0);
+    return cornered(c, z, dy);
 }

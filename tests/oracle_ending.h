@@ -5,12 +5,11 @@
 
 #include "data.h"
 
-/* y = activation(z), and dz = dy activation'(z); with corners a select, so that a NaN or Inf in dy is dropped with it. */
+/* y = activation(z), and how far off it is where z is by z_bar, without the rounding at the store. */
 Quad ending_value(const Case *, Quad z);
-Quad ending_gradient(const Case *, Quad z, Quad dy);
+double ending_value_bar(const Case *, Quad value, double z_bar);
 
-/* How far off, where z may be by z_bar; without the rounding at the store. */
-double ending_value_bar(const Case *, Quad z, double z_bar);
-double ending_gradient_bar(const Case *, Quad z, double z_bar, Quad dy);
+/* dz = dy activation'(z), *bar likewise; with corners a select, so that a NaN or Inf in dy is dropped with it. */
+Quad ending_gradient(const Case *, Quad z, double z_bar, Quad dy, double *bar);
 
 #endif

@@ -24,6 +24,8 @@ static int begin(int i)
 
 bool quick(void) { return getenv("WELFORD_TEST_QUICK") != NULL; }
 
+bool in_turn(int turn, int64_t elements) { return elements < 60000 || turn % (quick() ? 6 : 3) == 0; }
+
 wf_backend tested_backend(void)
 {
     const char *name = getenv("WELFORD_TEST_BACKEND");
