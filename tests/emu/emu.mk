@@ -2,7 +2,7 @@
 #   EMU_RUNTIME_plain, _asan, _tsan   archives to link; EMU_FLAGS_<mode>: how to compile kernels (-x c++) and tests for it
 CUDA_HOME ?= /usr/local/cuda
 EMU       := $(BUILD)/emu
-EMU_BASE  := -std=c++17 -g -Wall -Wextra -Werror -DWF_EMU -fno-strict-aliasing -ffp-contract=off -pthread \
+EMU_BASE  := -std=c++17 -g1 -Wall -Wextra -Werror -DWF_EMU -fno-strict-aliasing -ffp-contract=off -pthread \
              -isystem $(CUDA_HOME)/include -Iinclude -Isrc -Isrc/cuda/prim -Itests/emu
 EMU_SRC   := $(addprefix tests/emu/,context.cpp scheduler.cpp races.cpp collectives.cpp memory.cpp cudart.cpp graphs.cpp meter.cpp)
 EMU_TEST  := $(addprefix tests/emu/,planted.cu correct.cu run_case.cu metered.cu emu_check.cpp)
