@@ -93,17 +93,22 @@ static void check_scales(struct call *call, const struct addition *add, struct b
     check_input(call, "offset_ptr", add->offset_ptr, word, OPTIONAL);
 }
 
-static void check_quantization(struct call *call, const struct layernorm_forward *p)
+/* What the kind does not have is left out. */
+static void check_quantization(struct call *call, struct layernorm_forward *p)
 {
-    const struct quantization *q = &p->quantize;
-    const bool                 by_row = q->kind == WF_INT8, scaled = q->kind && !by_row;
-    const struct buffer_shape  one = vector_of(WF_F32, 1), of_rows = vector_of(WF_F32, p->rows);
+    struct quantization      *q = &p->quantize;
+    const bool                by_row = q->kind == WF_INT8, scaled = q->kind && !by_row;
+    const struct buffer_shape one = vector_of(WF_F32, 1), of_rows = vector_of(WF_F32, p->rows);
     if (scaled) {
         check_input(call, "y_scale", q->scale, one, OPTIONAL);
         check_output(call, "y_amax", q->amax, one, OPTIONAL, -1);
+    } else {
+        q->scale = NULL, q->amax = NULL;
     }
     if (by_row)
         check_output(call, "y_row_scale", q->row_scale, of_rows, NEEDED, -1);
+    else
+        q->row_scale = NULL;
 }
 
 wf_status rows_solve_forward(struct call *call, struct layernorm_forward *p)

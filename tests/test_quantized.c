@@ -316,6 +316,24 @@ START_TEST(of_plain_y)
 }
 END_TEST
 
+/* What another kind has is not looked at. */
+START_TEST(of_other_kinds)
+{
+    const wf_quantization kind = (wf_quantization)_i; /* none, too */
+    const bool scaled = kind == WF_E4M3 || kind == WF_E5M2;
+    const float x[8] = { 3, -4, 1, 2, 0, 1, -1, 2 }, scale = 2;
+    float y[8], amax = 0, row_scale[2] = { 7, 7 };
+    float *const nowhere = (float *)8;
+    const wf_layernorm what = { .size = sizeof what, .rows = 2, .cols = 4, .quantization = kind };
+    const wf_layernorm_forward_args with = { .size = sizeof with, .x = x, .y = y,
+                                             .y_scale = scaled ? &scale : nowhere, .y_amax = scaled ? &amax : nowhere,
+                                             .y_row_scale = kind == WF_INT8 ? row_scale : nowhere };
+    const wf_exec where = { .size = sizeof where };
+    ck_assert_msg(wf_layernorm_forward(&what, &with, &where) == WF_OK, "%s", wf_error_detail());
+    ck_assert((amax > 0) == scaled && (row_scale[1] < 7) == (kind == WF_INT8));
+}
+END_TEST
+
 /* Refused before a device is looked for, so in every build. */
 START_TEST(not_on_cuda)
 {
@@ -341,6 +359,7 @@ Suite *quantized_suite(void)
     tcase_add_test(t, running_amax);
     tcase_add_loop_test(t, bits, 0, COUNT(bits_shapes));
     tcase_add_loop_test(t, of_plain_y, 0, COUNT(bits_shapes) - 1);
+    tcase_add_loop_test(t, of_other_kinds, 0, FORMATS + 1);
     tcase_add_loop_test(t, not_on_cuda, 0, FORMATS);
     suite_add_tcase(s, t);
     return s;
