@@ -158,8 +158,8 @@ WF_API const char *wf_variant(const char *operation, wf_backend backend, int i);
  * is in bytes then, and y is not x. WF_E4M3 (largest 448) and WF_E5M2 (57344) hold y * *y_scale, to nearest even, the largest
  * where that or Inf is beyond it, 0x7f for NaN; *y_amax becomes the largest of *y_amax and all |y|, NaN above all. WF_INT8
  * holds y * (127 / a) likewise, 0 for NaN, where a = max(2^-100, max |y| of the row), and y_row_scale[row] = a / 127. Where
- * any part of a sum is given, sum is needed. y is within the bars above before it is rounded. WF_CPU only: WF_CUDA says
- * WF_UNSUPPORTED. The backward passes ignore it. */
+ * any part of a sum is given, sum is needed. y is within the bars above before it is rounded. The backward passes
+ * ignore it. */
 typedef struct wf_layernorm {
     size_t   size;
     wf_dtype x_dtype;            /* x, y, dy, dx                                                    */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../src/common/narrow.h"
+#include "device.h"
 #include "oracle_quantize.h"
 #include "sweep.h"
 
@@ -174,6 +175,8 @@ START_TEST(shapes)
             set_dtypes(&c, d);
             c.quantize = 1 + (d + op + _i) % FORMATS;
             c.rows = shapes[_i][0], c.cols = shapes[_i][1];
+            if (quick() && tested_backend() == WF_CUDA && c.cols > 2000)
+                c.rows = 2;
             c.seed = 5 + (uint64_t)d;
             c.y_scale = 20;
             c.amax = 1;
@@ -275,44 +278,131 @@ START_TEST(bits)
 }
 END_TEST
 
-/* y is what the plain pass stores, times the scale, rounded once more: on the CPU to the last bit where y is of the arithmetic
- * type. */
+/* y is what the plain pass stores, of the arithmetic type, times the scale, rounded once more, to the last bit; so are the row's
+ * scale and amax. */
+static void check_of_plain(const Case *c)
+{
+    const wf_dtype format = formats[c->quantize - 1];
+    Case plain = *c;
+    Problem *p = problem_new(c);
+    Raw bytes[OUTPUT_COUNT], reals[OUTPUT_COUNT];
+    plain.quantize = 0;
+    if (run_named(c, p, bytes)) {
+        ck_assert(run_named(&plain, p, reals));
+        double factor = c->y_scale;
+        float a = 0, of_all = 0;
+        for (int64_t i = 0; i < p->count; i++) {
+            const int64_t row = i / c->cols;
+            const double y = dtype_load(c->x, reals[OUT_Y].bytes, i);
+            if (i % c->cols == 0) {
+                a = 0;
+                for (int64_t k = 0; k < c->cols; k++)
+                    a = fmaxf(a, fabsf((float)dtype_load(c->x, reals[OUT_Y].bytes, i + k)));
+                of_all = fmaxf(of_all, a);
+            }
+            if (c->quantize == WF_INT8 && i % c->cols == 0) {
+                ck_assert(((float *)bytes[OUT_ROW_SCALE].bytes)[row] == a / 127);
+                factor = c->x == WF_F32 ? 127 / a : 127 / (double)a;
+            }
+            const double product = c->x == WF_F32 ? (float)y * (float)factor : y * factor;
+            if (quantized_code(format, product) != bytes[OUT_Y].bytes[i])
+                ck_abort_msg("y[%lld] = %.17g became %02x\n  --case \"%s\"", (long long)i, y, bytes[OUT_Y].bytes[i],
+                             case_print(c, (char[CASE_SIZE]){ 0 }));
+        }
+        ck_assert(c->quantize == WF_INT8 || *(float *)bytes[OUT_AMAX].bytes == of_all);
+        raw_free(reals);
+    }
+    raw_free(bytes);
+    problem_free(p);
+}
+
 START_TEST(of_plain_y)
 {
+    const char *variant;
     for (int kind = 1; kind <= FORMATS; kind++)
         for (int d = 0; d < DTYPES; d += 3) {
-            Case c = bits_case(_i, kind), plain = c;
+            Case c = bits_case(_i, kind);
             set_dtypes(&c, d);
-            if (c.backend != WF_CPU || stat_dtype(c.x) != c.x)
+            if (!in_build(&c) || stat_dtype(c.x) != c.x || (quick() && c.backend == WF_CUDA && kind != 1 + (_i + d) % FORMATS))
                 continue;
             c.null = _i / 2 % 2 ? NULL_GAMMA : 0; /* of either norm */
             c.data = OFFSET; /* so that mean_lo counts */
-            plain = c;
-            plain.quantize = 0;
-            Problem *p = problem_new(&c);
-            Raw bytes[OUTPUT_COUNT], reals[OUTPUT_COUNT];
-            check_none(run_once(&c, p, NULL, bytes, NULL));
-            check_none(run_once(&plain, p, NULL, reals, NULL));
-            double factor = 7;
-            for (int64_t i = 0; i < p->count; i++) {
-                const int64_t row = i / c.cols;
-                const double y = dtype_load(c.x, reals[OUT_Y].bytes, i);
-                if (kind == WF_INT8 && i % c.cols == 0) {
-                    float a = 0;
-                    for (int64_t k = 0; k < c.cols; k++)
-                        a = fmaxf(a, fabsf((float)dtype_load(c.x, reals[OUT_Y].bytes, i + k)));
-                    ck_assert(((float *)bytes[OUT_ROW_SCALE].bytes)[row] == a / 127);
-                    factor = c.x == WF_F32 ? 127 / a : 127 / (double)a;
+            if (c.backend == WF_CPU)
+                check_of_plain(&c);
+            else
+                for (int i = 0; (variant = wf_variant(op_name(c.op), WF_CUDA, i)); i++) {
+                    strcpy(c.variant, variant);
+                    check_of_plain(&c);
                 }
-                const double product = c.x == WF_F32 ? (float)y * (float)factor : y * factor;
-                if (quantized_code(formats[kind - 1], product) != bytes[OUT_Y].bytes[i])
-                    ck_abort_msg("y[%lld] = %.17g became %02x\n  --case \"%s\"", (long long)i, y, bytes[OUT_Y].bytes[i],
-                                 case_print(&c, (char[CASE_SIZE]){ 0 }));
-            }
-            raw_free(bytes);
-            raw_free(reals);
-            problem_free(p);
         }
+}
+END_TEST
+
+/* ---- calls of LayerNorm as they are: rows of one format, in a workspace of the same bytes ---- */
+
+typedef struct Call {
+    wf_layernorm what;
+    const void *x, *beta;
+    int fill; /* of the workspace */
+    uint8_t *y;
+    float *row_scale;
+} Call;
+
+static void call_layernorm(const Call *c)
+{
+    const bool cuda = tested_backend() == WF_CUDA;
+    const size_t of_x = dtype_size(c->what.x_dtype), rows = (size_t)c->what.rows, cols = (size_t)c->what.cols;
+    const size_t workspace_size = wf_layernorm_forward_workspace(&c->what, tested_backend());
+    void *workspace = memset(malloc(workspace_size + 1), c->fill, workspace_size + 1);
+    const struct { const void *host; size_t size; } buffers[] = {
+        { c->x, rows * cols * of_x }, { c->beta, c->beta ? cols * of_x : 0 }, { c->y, rows * cols },
+        { c->row_scale, rows * sizeof(float) }, { workspace, workspace_size } };
+    void *at[COUNT(buffers)];
+    for (int i = 0; i < COUNT(buffers); i++)
+        at[i] = cuda && buffers[i].host ? device_new(buffers[i].host, buffers[i].size) : (void *)(uintptr_t)buffers[i].host;
+    const wf_layernorm_forward_args with = { .size = sizeof with, .x = at[0], .beta = at[1], .y = at[2], .y_row_scale = at[3] };
+    const wf_exec where = { .size = sizeof where, .backend = tested_backend(), .workspace = at[4],
+                            .workspace_size = workspace_size };
+    ck_assert_msg(wf_layernorm_forward(&c->what, &with, &where) == WF_OK, "%s", wf_error_detail());
+    for (int i = 0; cuda && i < COUNT(buffers); i++)
+        if (at[i])
+            ck_assert(i == 2 || i == 3 ? device_take(at[i], (void *)(uintptr_t)buffers[i].host, buffers[i].size)
+                                       : device_drop(at[i], buffers[i].host, buffers[i].size));
+    free(workspace);
+}
+
+/* y of a constant row is beta. Doubles that lie beside the middle of two numbers, too near for a float, go to the nearer. */
+START_TEST(doubles)
+{
+    const wf_dtype format = formats[_i];
+    const double apart = format == E4M3 ? 2 : format == E5M2 ? 4 : 1, middle = 16 + apart / 2, next = middle + apart;
+    const double x[8] = { 1, 1, 1, 1, 1, 1, 1, 1 };
+    const double beta[8] = { 127, middle, nextafter(middle, 0), nextafter(middle, 99),
+                             next, nextafter(next, 0), nextafter(next, 99), -nextafter(middle, 99) };
+    uint8_t y[8];
+    float row_scale;
+    if (tested_backend() == WF_CUDA && !in_build(&(Case){ .op = LAYERNORM_FORWARD, .x = WF_F64 }))
+        return;
+    call_layernorm(&(Call){ { .size = sizeof(wf_layernorm), .x_dtype = WF_F64, .w_dtype = WF_F64, .rows = 1, .cols = 8,
+                              .quantization = (wf_quantization)(1 + _i) }, x, beta, 0, y, &row_scale });
+    for (int i = 0; i < 8; i++)
+        ck_assert_int_eq(y[i], quantized_code(format, beta[i]));
+}
+END_TEST
+
+/* What was in the workspace before does not matter, where rows are in segments. */
+START_TEST(workspace)
+{
+    enum { ROW = 200001 };
+    float *x = malloc(sizeof(float[2 * ROW])), row_scale[2][2];
+    uint8_t *y[2] = { malloc(2 * ROW), malloc(2 * ROW) };
+    for (int i = 0; i < 2 * ROW; i++)
+        x[i] = (float)(i % 251 - 125);
+    for (int k = 0; k < 2; k++)
+        call_layernorm(&(Call){ { .size = sizeof(wf_layernorm), .rows = 2, .cols = ROW, .quantization = WF_INT8 }, x, NULL,
+                                k ? 0x7e : 0, y[k], row_scale[k] });
+    ck_assert(!memcmp(row_scale[0], row_scale[1], sizeof row_scale[0]) && !memcmp(y[0], y[1], 2 * ROW));
+    free(x), free(y[0]), free(y[1]);
 }
 END_TEST
 
@@ -334,17 +424,6 @@ START_TEST(of_other_kinds)
 }
 END_TEST
 
-/* Refused before a device is looked for, so in every build. */
-START_TEST(not_on_cuda)
-{
-    const wf_exec where = { .size = sizeof where, .backend = WF_CUDA, .flags = WF_DRY_RUN };
-    const wf_layernorm layernorm = { .size = sizeof layernorm, .rows = 4, .cols = 8, .quantization = (wf_quantization)(1 + _i) };
-    const wf_rmsnorm rmsnorm = { .size = sizeof rmsnorm, .rows = 4, .cols = 8, .quantization = (wf_quantization)(1 + _i) };
-    ck_assert_int_eq(wf_layernorm_forward(&layernorm, NULL, &where), WF_UNSUPPORTED);
-    ck_assert_int_eq(wf_rmsnorm_forward(&rmsnorm, NULL, &where), WF_UNSUPPORTED);
-}
-END_TEST
-
 Suite *quantized_suite(void)
 {
     Suite *s = suite_create("quantized");
@@ -359,8 +438,9 @@ Suite *quantized_suite(void)
     tcase_add_test(t, running_amax);
     tcase_add_loop_test(t, bits, 0, COUNT(bits_shapes));
     tcase_add_loop_test(t, of_plain_y, 0, COUNT(bits_shapes) - 1);
+    tcase_add_loop_test(t, doubles, 0, FORMATS);
+    tcase_add_test(t, workspace);
     tcase_add_loop_test(t, of_other_kinds, 0, FORMATS + 1);
-    tcase_add_loop_test(t, not_on_cuda, 0, FORMATS);
     suite_add_tcase(s, t);
     return s;
 }

@@ -32,6 +32,9 @@ WF_HD int8_t wf_f32_to_int8(float x)
     return (int8_t)((int32_t)wf_bits_from_float(in + 12582912.0f) - 0x4b400000); /* 1.5 * 2^23: the addition rounds */
 }
 
+/* Bits of |x|: those of numbers have their order, and those of NaN are above all. */
+WF_HD int32_t wf_magnitude(float x) { return (int32_t)(wf_bits_from_float(x) & 0x7fffffff); }
+
 /* What becomes 127, of a row whose largest magnitude is that: so large that 127 / it is a number. */
 WF_HD float wf_int8_largest(float largest) { return largest < 0x1p-100f ? 0x1p-100f : largest; }
 

@@ -30,13 +30,12 @@ static void y_tile(const struct layernorm_forward *p, int64_t row, int64_t begin
             y[i] += beta[i];
 }
 
-/* Bits of floats that are not negative have their order, and those of NaN without its sign are above all. */
 static int32_t largest_bits(int64_t n, const real y[TILE])
 {
     int32_t largest = 0;
 #pragma omp simd reduction(max : largest)
     for (int64_t i = 0; i < n; i++) {
-        const int32_t bits = (int32_t)(wf_bits_from_float((float)y[i]) & 0x7fffffff);
+        const int32_t bits = wf_magnitude((float)y[i]);
         largest = bits > largest ? bits : largest;
     }
     return largest;

@@ -4,29 +4,6 @@
 namespace
 {
 
-template <class T, class W> struct Forward : Normalized<T, T, dev::global<const W>> {
-    using Y = T;
-    using typename Rows<T>::R;
-
-    struct Place {
-        int64_t x, y, col;
-    };
-
-    WF_ON_DEVICE Place place(int64_t row, int64_t col) const
-    {
-        return {row * this->x_stride + col, row * this->y_stride + col, col};
-    }
-
-    WF_ON_DEVICE int64_t address(const Place &place, int i) const { return place.x + i; }
-
-    template <int V> WF_ON_DEVICE void write(const Place &place, int i, int valid, const R (&x)[V], const Stats<R> &s) const
-    {
-        this->write_y(place.y + i, place.col + i, valid, x, s);
-    }
-
-    void made() {}
-};
-
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
 
 using Problem = struct layernorm_forward;
@@ -43,7 +20,7 @@ template <class F> void with_params(const Problem &p, F f)
     with_dtypes((Element)p.x_dtype, (Element)p.w_dtype, [&](auto x, auto w) {
         using T = decltype(x);
         using W = decltype(w);
-        Forward<T, W> q = {};
+        Forward<T, T, dev::global<const W>> q = {};
         q.x = buffer<const T>(p.x), q.gamma = buffer<const W>(p.gamma), q.beta = buffer<const W>(p.beta);
         q.x_stride = p.x_stride;
         fill_params(q, p);
@@ -52,29 +29,43 @@ template <class F> void with_params(const Problem &p, F f)
     });
 }
 
+/* f(whether x is a sum), as a constant. */
+template <class F> void with_addition(const Problem &p, F f)
+{
+    if (p.add.present)
+        f(std::true_type());
+    else
+        f(std::false_type());
+}
+
 size_t no_workspace(const Problem &) { return 0; }
 
-/* Sums have the steps of the ladder that hold most: as the others, those reach down to where the step before ends. */
+/* Sums and bytes have the steps of the ladder that hold most: as the others, those reach down to where the step before ends. */
 template <int G, int HELD> bool registers_take(const Problem &p)
 {
-    return !p.quantize.kind && registers_fit<G>(row_size(p), HELD) && (HELD == HELD_SIZE || !p.add.present);
+    return registers_fit<G>(row_size(p), HELD) && (HELD == HELD_SIZE || !(p.add.present || p.quantize.kind));
 }
 
 template <int G, int HELD> void registers_launch(const Problem &p, Run &run)
 {
-    if constexpr (HELD == HELD_SIZE)
+    if constexpr (HELD == HELD_SIZE) {
+        if (p.quantize.kind)
+            return with_addition(p, [&](auto sum) { quantized_in_registers_launch<sum.value, G>(p, run); });
         if (p.add.present)
             return sum_in_registers_launch<G>(p, run);
+    }
     with_params(p, [&](auto q) { start_in_registers<G, vec_of<typename decltype(q)::X>, HELD>(q, run); });
 }
 
 template <int MOST> bool shared_take(const Problem &p)
 {
-    return !p.quantize.kind && shared_fits<MOST>(row_size(p));
+    return shared_fits<MOST>(row_size(p));
 }
 
 template <int MOST> void shared_launch(const Problem &p, Run &run)
 {
+    if (p.quantize.kind)
+        return with_addition(p, [&](auto sum) { quantized_in_shared_launch<sum.value, MOST>(p, run); });
     if (p.add.present)
         return sum_in_shared_launch<MOST>(p, run);
     with_params(p, [&](auto q) { start_in_shared<MOST, vec_of<typename decltype(q)::X>>(q, run); });
@@ -82,16 +73,19 @@ template <int MOST> void shared_launch(const Problem &p, Run &run)
 
 bool segments_take(const Problem &p)
 {
-    return !p.quantize.kind && segments_of(row_size(p)) > 1;
+    return segments_of(row_size(p)) > 1;
 }
 
 size_t segments_workspace(const Problem &p)
 {
-    return (size_t)segments_reals(p.rows, row_size(p)) * wf_dtype_size(wf_statistics_dtype(p.x_dtype));
+    const size_t reals = (size_t)segments_reals(p.rows, row_size(p)) * wf_dtype_size(wf_statistics_dtype(p.x_dtype));
+    return reals + (p.quantize.kind == WF_INT8 ? (size_t)p.rows * sizeof(float) : 0);
 }
 
 void segments_launch(const Problem &p, Run &run)
 {
+    if (p.quantize.kind)
+        return with_addition(p, [&](auto sum) { quantized_in_segments_launch<sum.value>(p, run); });
     if (p.add.present)
         return sum_in_segments_launch(p, run);
     with_params(p, [&](auto q) { start_segments(q, run); });

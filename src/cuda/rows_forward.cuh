@@ -18,7 +18,8 @@
  *     put_x<Stream>(place, i, valid, x[V]) stores them where the second read of long rows finds them, which is x
  *     finish(moments)                      Stats<R>: what the row is normalized with
  *     keep(row, moments, stats)            by one thread of the row: results that are statistics
- *     write(place, i, valid, x[V], stats)  the valid first of V elements from the i-th on, from x */
+ *     write(place, i, valid, x[V], stats)  the valid first of V elements from the i-th on, from x
+ *     Writer                               what a thread needs for write() beside P, and more of what to do: see below */
 #ifndef WELFORD_CUDA_ROWS_FORWARD_CUH
 #define WELFORD_CUDA_ROWS_FORWARD_CUH
 
@@ -78,6 +79,19 @@ template <class T, class Y = T> struct Rows {
         if (rstd)
             dev::store(rstd, row, s.rstd);
     }
+
+    /* Of a thread. Before it writes of a row, all who share the row begin it: with (p, place, row, first, part, stats, group),
+     * first in one of them, or in a segment with (p, row, first), first in one segment's. All threads end. */
+    struct Writer {
+        explicit WF_ON_DEVICE Writer(const Rows &) {}
+        template <class... Row> WF_ON_DEVICE void begin(const Row &...) {}
+        template <class P, int V>
+        WF_ON_DEVICE void write(const P &p, const typename P::Place &place, int i, int valid, const R (&x)[V], const Stats<R> &s)
+        {
+            p.write(place, i, valid, x, s);
+        }
+        template <int WARPS> WF_ON_DEVICE void end(const Rows &) {}
+    };
 };
 
 template <class R> WF_ON_DEVICE Stats<R> load_stats(dev::global<R> stats, int64_t i)
@@ -239,6 +253,7 @@ __global__ void __launch_bounds__(block_of<G>, threads_at_once<P, V, HELD> / blo
     auto group = group_of<G, R>(scratch);
     const Share<R> share(p.cols);
     const typename P::Source source(p);
+    typename P::Writer writer(p);
     for (int64_t first = (int64_t)blockIdx.x * GROUPS; first < p.rows; first += (int64_t)gridDim.x * GROUPS) {
         const int64_t row = first + threadIdx.x / G;
         const bool present = row < p.rows;
@@ -249,8 +264,10 @@ __global__ void __launch_bounds__(block_of<G>, threads_at_once<P, V, HELD> / blo
         const auto s = p.finish(m);
         if (present && x.member == 0)
             p.keep(row, m, s);
-        x.sweep([&](const auto &values, int at, int valid) { p.write(place, at, valid, values, s); });
+        writer.begin(p, place, row, present && x.member == 0, x, s, group);
+        x.sweep([&](const auto &values, int at, int valid) { writer.write(p, place, at, valid, values, s); });
     }
+    writer.template end<block_of<G> / 32>(p);
 }
 
 /* ---- rows in shared memory --------------------------------------------------------------------------------------- */
@@ -316,6 +333,7 @@ __global__ void __launch_bounds__(WIDE, P::SHARED_BLOCKS) rows_forward__in_share
     Threads<WARPS, R> group = {scratch, size > 1};
     const Share<R> share(p.cols);
     const typename P::Source source(p);
+    typename P::Writer writer(p);
     for (int64_t row = blockIdx.x / size; row < p.rows; row += gridDim.x / size) {
         const auto place = p.place(row, rank * p.slice);
         const auto first = load_leading<V>(p, source, p.place(row, 0), (int)smallest<int64_t>(p.cols, V));
@@ -324,8 +342,10 @@ __global__ void __launch_bounds__(WIDE, P::SHARED_BLOCKS) rows_forward__in_share
         const auto s = p.finish(m);
         if (rank == 0 && threadIdx.x == 0)
             p.keep(row, m, s);
-        x.sweep([&](const R(&values)[V], int at, int valid) { p.write(place, at, valid, values, s); });
+        writer.begin(p, place, row, rank == 0 && threadIdx.x == 0, x, s, group);
+        x.sweep([&](const R(&values)[V], int at, int valid) { writer.write(p, place, at, valid, values, s); });
     }
+    writer.template end<WARPS>(p);
     if (size > 1)
         dev::cluster_sync(); /* nobody leaves while its sums may still be read */
 }
@@ -394,10 +414,10 @@ template <class Q, int G> __global__ void __launch_bounds__(block_of<G>, 1) rows
     }
 }
 
-/* One block per segment, the last first: L2 has the latest. */
-template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_apply__segments(P p)
+/* f(x, place, row, whether it is the row's first, stats) for segments that were made before. One block per segment, the last
+ * first: L2 has the latest. */
+template <int V, class P, class F> WF_ON_DEVICE void each_segment(const P &p, F f)
 {
-    using R = typename P::R;
     constexpr int64_t SIZE = segment_of<typename P::X>;
     Segment<typename P::X, V> x;
     x.member = threadIdx.x;
@@ -406,9 +426,19 @@ template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_a
         const auto place = p.place(row, begin);
         x.n = (int)smallest(p.cols - begin, SIZE);
         x.load_again(p, place);
-        const auto s = load_stats(p.stats, row);
-        x.sweep([&](const R(&values)[V], int at, int valid) { p.write(place, at, valid, values, s); });
+        f(x, place, row, begin == 0, load_stats(p.stats, row));
     }
+}
+
+template <class P, int V> __global__ void __launch_bounds__(WIDE) rows_forward_apply__segments(P p)
+{
+    using R = typename P::R;
+    typename P::Writer writer(p);
+    each_segment<V>(p, [&](const auto &x, const auto &place, int64_t row, bool first, const Stats<R> &s) {
+        writer.begin(p, row, first && threadIdx.x == 0);
+        x.sweep([&](const R(&values)[V], int at, int valid) { writer.write(p, place, at, valid, values, s); });
+    });
+    writer.template end<WIDE / 32>(p);
 }
 
 /* ---- which and how ----------------------------------------------------------------------------------------------- */

@@ -199,6 +199,46 @@ __global__ void a_thread_sees_its_writes(Args a)
     dev::store(a.y, i, dev::load(a.y, i) + 1);
 }
 
+WF_ON_DEVICE int32_t bits_of_float(float x)
+{
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+// By all threads at once; what is less changes nothing, and what was there comes back.
+__global__ void largest_of_all(Args a) // 4 blocks
+{
+    const int i = static_cast<int>(64 * blockIdx.x + threadIdx.x), mine = bits_of_float(static_cast<float>(i));
+    dev::raise(a.y, i % 4, mine);
+    if (dev::raise(a.y, i % 4, -1) < mine)
+        dev::store(a.y, i % 4, -1.f);
+}
+
+// ---- 8 bits ----
+
+// What is, or is in the middle between, numbers of 8 bits; then floats from all over, the last NaN; and Inf.
+WF_HOST_DEVICE float spread(int i)
+{
+    const uint32_t k = static_cast<uint32_t>(i % 1024), sign = i / 3 % 2 ? 0x80000000u : 0u;
+    return wf_float_from_bits(sign | (k < 512 ? 0x37000000u + 0x80000u * k : k < 1022 ? 0x3fffffu * (k - 511) : 0x7f800000u));
+}
+
+// Two of them.
+WF_HOST_DEVICE float narrowed(int i)
+{
+    const float lo = spread(i), hi = spread(i * 7 + 5);
+    return static_cast<float>(i / 1024 ? wf_f32_to_e4m3(lo) | wf_f32_to_e4m3(hi) << 8
+                                       : wf_f32_to_e5m2(lo) | wf_f32_to_e5m2(hi) << 8);
+}
+
+__global__ void narrowing(Args a) // 32 blocks
+{
+    const int i = static_cast<int>(64 * blockIdx.x + threadIdx.x);
+    const float lo = spread(i), hi = spread(i * 7 + 5);
+    dev::store(a.y, i, static_cast<float>(i / 1024 ? dev::narrow_e4m3(lo, hi) : dev::narrow_e5m2(lo, hi)));
+}
+
 // ---- shared memory ----
 
 __global__ void arrays_are_aligned_and_apart(Args a)
@@ -313,6 +353,8 @@ const Case correct_cases[] = {
     {"every width", once<every_width, 16, 64>, 0, 0, 0, at, 4096},
     {"words", once<words, 2, 64>, 0, 0, 0, at, 512},
     {"a thread sees its writes", once<a_thread_sees_its_writes, 1, 64>, 0, 0, 0, [](int i) { return at(i + 3); }, 64},
+    {"largest of all", once<largest_of_all, 4, 64>, 0, 0, 0, [](int i) { return at(252 + i); }, 4},
+    {"narrowing", once<narrowing, 32, 64>, 0, 0, 0, narrowed, 2048},
     {"arrays are aligned and apart", once<arrays_are_aligned_and_apart, 1, 64, 64>, 0, 0, 0, [](int) { return 1.f; }, 64},
     {"copies into two slots", once<copies_into_two_slots, 1, 64>, 0, 0, 0, [](int i) { return at(64 * i + 6168); }, 64},
     {"uniform values", once<uniform_values, 1, 128>, 0, 0, 0, [](int i) { return at(12 + 2 * (i / 32)); }, 128},

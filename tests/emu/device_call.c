@@ -28,7 +28,7 @@ static void set_fields(DeviceCall *d)
         {"rows", c->rows}, {"cols", c->cols}, {"x_stride", c->x_stride}, {"y_stride", c->y_stride},
         {"dx_stride", c->dx_stride}, {"dy_stride", c->dy_stride}, {"n", c->n}, {"c", c->c}, {"hw", c->hw},
         {"groups", c->groups}, {"residual_stride", c->residual_stride}, {"sum_stride", c->sum_stride},
-        {"channels", c->channels},
+        {"channels", c->channels}, {"quantization", c->quantize},
     };
     const struct { const char *name; double value; } reals[] = {
         {"eps", c->eps}, {"momentum", c->momentum}, {"weight_offset", c->weight_offset},
@@ -48,7 +48,7 @@ static bool is_absent(const Case *c, const Buffer *b)
     static const struct { const char *name; uint32_t null; } bits[] = {
         {"dx", NULL_DX}, {"gamma", NULL_GAMMA}, {"beta", NULL_BETA}, {"dgamma", NULL_DGAMMA}, {"dbeta", NULL_DBETA},
         {"mean_lo", NULL_MEAN_LO}, {"mask", NULL_MASK}, {"bias", NULL_BIAS},
-        {"mean", NULL_MEAN}, {"rstd", NULL_RSTD}, {"rrms", NULL_RSTD},
+        {"mean", NULL_MEAN}, {"rstd", NULL_RSTD}, {"rrms", NULL_RSTD}, {"y_amax", NULL_AMAX},
     };
     static const struct { const char *name; uint32_t add; } parts[] = {
         {"residual", ADD_RESIDUAL}, {"sum", ADD_SUM}, {"row_scale", ADD_ROW_SCALE}, {"col_scale", ADD_COL_SCALE},
@@ -56,9 +56,11 @@ static bool is_absent(const Case *c, const Buffer *b)
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (strcmp(b->name, parts[i].name) == 0 && op_norm(c->op) != FOLD)
-            return !b->needed && !(c->add & parts[i].add);
+            return !(b->needed && case_adds(c)) && !(c->add & parts[i].add);
     if (b->extent == EXTENT_WORD)
         return c->seed % 2 == 0;
+    if (strcmp(b->name, "y_scale") == 0)
+        return c->y_scale == 0;
     if (strncmp(b->name, "running", 7) == 0)
         return !b->needed && c->running == RUNNING_NONE;
     for (size_t i = 0; i < sizeof bits / sizeof *bits; i++)
@@ -76,7 +78,7 @@ static const Operation *operation_of(const Case *c)
                              : activated                ? "x_in"
                              : c->flags & WF_GIVEN_MASK ? "mask"
                                                         : NULL; /* only the wanted one has it */
-    while (strcmp(op->name, op_name(c->op)) || (part && !api_buffer(op, part)) || api_quantised(op)) /* no kernel does */
+    while (strcmp(op->name, op_name(c->op)) || (part && !api_buffer(op, part)) || api_quantised(op) != (c->quantize != 0))
         op++;
     return op;
 }
@@ -246,7 +248,9 @@ const char *device_call_damage(const DeviceCall *d)
 void device_call_spoil(const DeviceCall *d)
 {
     for (int i = 0; i <= WORKSPACE; i++)
-        if (d->at[i] && device_call_output(d, i))
+        if (d->at[i] && strcmp(device_call_name(d, i), "y_amax") == 0) /* it is read, too */
+            must(cudaMemcpy(d->at[i], d->api.copy[i], d->api.size[i], cudaMemcpyHostToDevice));
+        else if (d->at[i] && device_call_output(d, i))
             must(cudaMemset(d->at[i], FILL, d->api.size[i]));
 }
 

@@ -26,7 +26,7 @@ void      device_call_end(DeviceCall *d);
 const char *device_call_name(const DeviceCall *d, int i); /* of buffer i, "workspace" for the last */
 bool        device_call_output(const DeviceCall *d, int i); /* or the workspace */
 size_t      device_call_size(const DeviceCall *d, int i); /* bytes, 0 where it is not given */
-void        device_call_spoil(const DeviceCall *d); /* fills outputs and workspace with NaNs */
+void        device_call_spoil(const DeviceCall *d); /* fills outputs and workspace with NaNs, y_amax as it was */
 /* Copies buffer i to where `to` says, device_call_size() bytes. */
 void        device_call_fetch(const DeviceCall *d, int i, void *to);
 /* NULL, or the name of a buffer that was written around, or that is an input and was written. */

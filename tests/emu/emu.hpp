@@ -13,6 +13,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "common/narrow.h"
+
 #undef __shared__
 #define __shared__ use_WF_SHARED_or_WF_DYN_SHARED // raw shared memory must not compile: nobody would see it
 #undef __launch_bounds__
@@ -179,6 +181,25 @@ template <class V> WF_ON_DEVICE V read_stream(const void *p, emu::Site site)
 template <class V> WF_ON_DEVICE void write_stream(void *p, const V &value, emu::Site site)
 {
     write(p, value, site);
+}
+
+WF_ON_DEVICE uint16_t narrow_e4m3(float lo, float hi)
+{
+    return static_cast<uint16_t>(wf_f32_to_e4m3(lo) | wf_f32_to_e4m3(hi) << 8);
+}
+WF_ON_DEVICE uint16_t narrow_e5m2(float lo, float hi)
+{
+    return static_cast<uint16_t>(wf_f32_to_e5m2(lo) | wf_f32_to_e5m2(hi) << 8);
+}
+
+// Metered as a read: it is L2 that writes.
+WF_ON_DEVICE int32_t raise(void *p, int32_t bits, emu::Site site)
+{
+    emu::global_access(p, sizeof bits, emu::Access::read, site);
+    int32_t *at = static_cast<int32_t *>(p), old = __atomic_load_n(at, __ATOMIC_RELAXED);
+    while (old < bits && !__atomic_compare_exchange_n(at, &old, bits, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+    return old;
 }
 
 WF_ON_DEVICE void copy_async16(void *s, const void *p, emu::Site site)

@@ -123,7 +123,8 @@ static Moved meter_line(const struct Metered *row)
         if (!d.at[i])
             continue;
         const struct meter_buffer *b = meter_find(total, d.at[i]), untouched = {.name = ""};
-        const bool activation = i != WORKSPACE && d.api.op->buffer[i].extent <= EXTENT_DY;
+        const int  extent = i != WORKSPACE ? (int)d.api.op->buffer[i].extent : -1;
+        const bool activation = i != WORKSPACE && (extent <= EXTENT_DY || extent == EXTENT_BYTES);
         Sum       *sum = i == WORKSPACE ? &m.workspace : activation ? &m.activations : &m.others;
         b = b ? b : &untouched;
         add(sum, &b->read, &sum->read);
@@ -201,10 +202,11 @@ static void print_line(const struct Metered *row)
 {
     const Moved m = meter_line(row);
     const char *shape = strchr(row->line, ' ') + 1, *variant = strstr(shape, " variant=");
+    const char *reads = row->reads > 2 ? " (3 reads)" : row->reads > 1 ? " (2 reads)" : "";
     printf("| %.*s | %s | %d | %g | %g | %.3f%s | %.3f | %.3f | %.3f | %.0f %% | %d |%s%s\n",
            (int)(variant ? variant - shape : (long)strlen(shape)), shape, m.variant, (int)m.launches,
            m.floor / m.elements, (m.activations.read + m.activations.written) / m.elements,
-           (m.activations.read + m.activations.written) / m.floor, row->reads > 1 ? " (2 reads)" : "",
+           (m.activations.read + m.activations.written) / m.floor, reads,
            m.others.distinct / m.floor, (m.workspace.read + m.workspace.written) / m.floor,
            m.activations.sectors / (m.activations.read + m.activations.written),
            100 * m.activations.wide / (m.activations.read + m.activations.written), (int)m.ways,
@@ -218,7 +220,7 @@ void meter_print(void)
            "measured in time. `make check` asserts it (tests/emu/test_cuda_meter.c; the shapes are in tests/emu/meter.def).\n\n"
            "- **floor**: bytes per element of x if each activation (x, y, dy, dx; with a sum residual, sum, dsum, dresidual)\n"
            "  crosses memory once; **moved**: what the threads asked for. Their ratio is at most 1.05, or 2 reads of x and dy\n"
-           "  (or of a sum) where a row, group or channel does not fit on chip.\n"
+           "  (or of a sum) where a row, group or channel does not fit on chip, 3 for int8.\n"
            "- **parameters and statistics** (and masks): the sectors touched at all, over the floor's bytes; **workspace**:\n"
            "  bytes written and read, over the floor's bytes. Small tensors show large shares here, large ones do not: the\n"
            "  number of partial rows is bounded.\n"

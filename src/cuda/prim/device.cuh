@@ -11,6 +11,9 @@
 // | load_stream, load_vec_stream<N>       | any                   | the same, for data that is read once                      |
 // | load_words<N, Stream>(h, i)           | any                   | as load_vec, as 32-bit words                              |
 // | store, store_vec and _stream twins    | any                   | likewise                                                  |
+// | narrow_e4m3(lo, hi), narrow_e5m2      | any                   | two floats as common/narrow.h has them, lo in the low byte|
+// | raise(h, i, bits)                     | any                   | the int of h[i]'s 32 bits becomes bits if they are more;  |
+// |                                       |                       | what it was. One thread after another, in any order       |
 // | cp_async16(s, h, i)                   | any                   | 16 bytes from h + i to s, both 16-byte aligned            |
 // | cp_async_commit()                     | who copied            | closes a group of the calling thread's copies             |
 // | cp_async_wait<N>()                    | who copied            | all but the N latest groups have arrived, for the calling |
@@ -31,6 +34,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <type_traits>
+
+#include "common/narrow.h"
 
 #if defined(__CUDACC__)
 
@@ -125,6 +130,34 @@ template <class V> WF_ON_DEVICE void write_stream(void *p, const V &value)
         memcpy(&byte, static_cast<const void *>(&value), sizeof byte);
         asm volatile("st.global.cs.u8 [%0], %1;" :: "l"(at), "r"(static_cast<unsigned>(byte)) : "memory");
     }
+}
+
+// Below sm_89 there is no instruction for it.
+WF_ON_DEVICE uint16_t narrow_e4m3(float lo, float hi)
+{
+#if __CUDA_ARCH__ >= 890
+    uint16_t both;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(hi), "f"(lo));
+    return both;
+#else
+    return static_cast<uint16_t>(wf_f32_to_e4m3(lo) | wf_f32_to_e4m3(hi) << 8);
+#endif
+}
+
+WF_ON_DEVICE uint16_t narrow_e5m2(float lo, float hi)
+{
+#if __CUDA_ARCH__ >= 890
+    uint16_t both;
+    asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(both) : "f"(hi), "f"(lo));
+    return both;
+#else
+    return static_cast<uint16_t>(wf_f32_to_e5m2(lo) | wf_f32_to_e5m2(hi) << 8);
+#endif
+}
+
+WF_ON_DEVICE int32_t raise(void *p, int32_t bits)
+{
+    return atomicMax(static_cast<int32_t *>(p), bits);
 }
 
 // .cg: past L1, as data that is read once should go.
@@ -304,6 +337,12 @@ template <class T> WF_ON_DEVICE void store(global<T> h, int64_t i, typename glob
 template <class T> WF_ON_DEVICE void store_stream(global<T> h, int64_t i, typename global<T>::element value WF_AT_ARG)
 {
     write_stream(address(h) + i, value WF_AT_PASS);
+}
+
+template <class T> WF_ON_DEVICE int32_t raise(global<T> h, int64_t i, int32_t bits WF_AT_ARG)
+{
+    static_assert(sizeof(T) == 4, "32 bits");
+    return raise(address(h) + i, bits WF_AT_PASS);
 }
 
 template <class S, class T> WF_ON_DEVICE void cp_async16(S s, global<T> h, int64_t i WF_AT_ARG)
