@@ -179,7 +179,8 @@ $(O)/check.log: $(O)/tests/check FORCE
 
 # ---- the CUDA back-end: the same kernels on the emulator, or on a GPU ----
 
-CUDA_SUITES ?= layernorm rmsnorm residual from_output quantized ending groupnorm instancenorm batchnorm dropout dropout_fused fold random
+CUDA_SUITES ?= layernorm rmsnorm residual from_output quantized ending modulation groupnorm instancenorm batchnorm \
+               dropout dropout_fused fold random
 
 ifneq ($(call on,CUDA),)
 include tests/emu/emu.mk

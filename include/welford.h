@@ -286,7 +286,7 @@ WF_API size_t wf_rmsnorm_backward_workspace(const wf_rmsnorm *what, wf_backend b
  * which WF_ACCUMULATE does not concern; dgamma, dbeta and dx are those of the norm with f * dz for dz. Errors: as above with
  * g = gamma * f * dz, but 10 u (|gamma f| max(1, |xhat|) + |beta f| + |shift|) for z and 18 u for dx;
  *     dshift (8 + log2 hw) u sum |dz|,   dscale (10 + log2 hw) u sum |dz| (|gamma| max(1, |xhat|) + |beta|)
- * and half a unit in the last place of their dtype. WF_CPU only: WF_CUDA says WF_UNSUPPORTED. */
+ * and half a unit in the last place of their dtype. */
 typedef struct wf_groupnorm {
     size_t    size;
     wf_dtype  x_dtype, w_dtype;  /* as wf_layernorm                                                 */

@@ -242,11 +242,6 @@ int api_quantised(const Operation *op)
     return y && y->extent == EXTENT_BYTES;
 }
 
-int api_modulated(const Operation *op)
-{
-    return api_buffer(op, "scale") != NULL;
-}
-
 void *api_what(ApiCall *c, const Field *f)
 {
     return c->what + f->offset;

@@ -79,7 +79,6 @@ int api_untouched(const ApiCall *c);
 const Field *api_field(const Operation *op, const char *name);   /* NULL if the operation has none of that name */
 const Buffer *api_buffer(const Operation *op, const char *name); /* likewise */
 int api_quantised(const Operation *op);                          /* whether y is bytes */
-int api_modulated(const Operation *op);                          /* whether there are scale and shift */
 int api_may_be(const Buffer *output, const Buffer *input);        /* by output's alias */
 void *api_what(ApiCall *c, const Field *f);                      /* where the field is */
 void **api_with(ApiCall *c, const Buffer *b);

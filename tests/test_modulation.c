@@ -1,8 +1,6 @@
 /* GroupNorm and InstanceNorm with a scale and a shift of each channel of each sample, and the gradients of them. */
 #include <check.h>
-#include <string.h>
 
-#include "device.h"
 #include "sweep.h"
 
 Suite *modulation_suite(void);
@@ -175,40 +173,16 @@ START_TEST(neutral)
 }
 END_TEST
 
-/* What the CUDA back-end says, also in a dry run. */
-START_TEST(refused)
-{
-    float x[12] = { 1, 2 }, y[12], scale[6] = { 1 }, mean[6] = { 0 }, rstd[6] = { 0 };
-    if (!wf_variant("groupnorm_forward", WF_CUDA, 0))
-        return;
-    for (int dry = 0; dry < 2; dry++) {
-        char scratch[4096];
-        const wf_exec where = { .size = sizeof where, .backend = WF_CUDA, .flags = dry ? WF_DRY_RUN : 0, .workspace = scratch,
-                                .workspace_size = sizeof scratch };
-        const wf_groupnorm what = { .size = sizeof what, .n = 2, .c = 3, .hw = 2, .groups = 1 };
-        const wf_groupnorm_forward_args forward = { .size = sizeof forward, .x = x, .y = y, .scale = scale };
-        ck_assert_int_eq(wf_groupnorm_forward(&what, &forward, &where), WF_UNSUPPORTED);
-        ck_assert_ptr_nonnull(strstr(wf_error_detail(), "no kernel"));
-        const wf_groupnorm_backward_args backward = { .size = sizeof backward, .dy = x, .x = x, .mean = mean, .rstd = rstd,
-                                                      .dshift = y };
-        ck_assert_int_eq(wf_groupnorm_backward(&what, &backward, &where), WF_UNSUPPORTED);
-    }
-}
-END_TEST
-
 Suite *modulation_suite(void)
 {
     Suite *s = suite_create("modulation");
     TCase *t = tcase_create("modulation");
     tcase_set_timeout(t, 300);
-    if (tested_backend() == WF_CPU) { /* no CUDA kernel takes it */
-        tcase_add_loop_test(t, parts, 0, KINDS);
-        tcase_add_loop_test(t, shapes, 0, 12);
-        tcase_add_loop_test(t, data, 0, DATA_COUNT);
-        tcase_add_test(t, alone);
-        tcase_add_test(t, neutral);
-    }
-    tcase_add_test(t, refused);
+    tcase_add_loop_test(t, parts, 0, KINDS);
+    tcase_add_loop_test(t, shapes, 0, 12);
+    tcase_add_loop_test(t, data, 0, DATA_COUNT);
+    tcase_add_test(t, alone);
+    tcase_add_test(t, neutral);
     suite_add_tcase(s, t);
     return s;
 }

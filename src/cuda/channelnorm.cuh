@@ -32,6 +32,14 @@ inline Geometry geometry_of(const channelnorm_shape &s, wf_layout if_flat)
     return g;
 }
 
+/* Modulated, samples have parameters of their own: they go one by one, also where statistics are constants. */
+template <class Problem> channelnorm_shape shape_of(const Problem &p)
+{
+    channelnorm_shape s = p.shape;
+    s.across_batch = s.across_batch && !(p.mod.present && s.n > 0);
+    return s;
+}
+
 /* ---- channels first --------------------------------------------------------------------------------------------- */
 
 /* A set is lines of hw values: one per channel of a group, next to each other, or one per sample, c lines apart. */
@@ -69,6 +77,9 @@ struct Lines {
     }
 
     WF_ON_DEVICE int64_t channel(const Place &p, int i) const { return p.channel + (across_batch ? 0 : line(p, i)); }
+
+    /* Where a sample has sets of its own: of sample and channel. */
+    WF_ON_DEVICE int64_t pair(const Place &p, int i) const { return by_hw.quotient(p.at + i); }
 };
 
 inline Lines lines_of(const Geometry &g)

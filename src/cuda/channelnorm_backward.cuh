@@ -4,7 +4,9 @@
  *     dx = rstd * (gamma * dy - avg(gamma * dy) - xhat * avg(gamma * dy * xhat)),  dgamma = sum dy * xhat,  dbeta = sum dy
  *
  * and dx = rstd * gamma * dy where the statistics are constants. With an ending dz, which arrives before it, takes the place of
- * dy. */
+ * dy. Modulated, gamma * f takes that of gamma and, in dgamma and dbeta, f * dy that of dy; and of each sample and channel
+ *
+ *     dscale = gamma * sum dy * xhat + beta * sum dy,  dshift = sum dy */
 #ifndef WELFORD_CUDA_CHANNELNORM_BACKWARD_CUH
 #define WELFORD_CUDA_CHANNELNORM_BACKWARD_CUH
 
@@ -29,6 +31,18 @@ template <class T> struct WeightsOut {
             dev::store(real, i, accumulate ? dev::load(real, i) + value : value);
     }
 };
+
+/* W: the parameter's dtype, T or real_of<T>. */
+template <class T, class W> WeightsOut<T> weights_out(void *data, bool accumulate)
+{
+    WeightsOut<T> out = {};
+    if constexpr (std::is_same<T, W>::value)
+        out.same = buffer<T>(data);
+    else
+        out.real = buffer<W>(data);
+    out.accumulate = accumulate;
+    return out;
+}
 
 template <class R> struct Stats {
     R mean, mean_lo, rstd;
@@ -59,7 +73,7 @@ template <class T, bool ENDS> struct Backward {
     dev::global<const R> mean, mean_lo, rstd;
     dev::global<R>       sums;     /* [samples, rows, 2, c]: parts of sum dy * xhat, of sum dy */
     dev::global<const R> averages; /* [2, sets]: of gamma * dy * xhat, of gamma * dy */
-    int64_t              n, c, hw, groups, sets;
+    int64_t              n, c, hw, groups, sets; /* groups: 0 where samples share statistics */
     Divisor              by_c, by_group_channels;
     bool                 across_batch, frozen, dy_wide, x_wide, dx_wide;
     bool                 applies_x; /* what is wanted besides sums needs x */
@@ -71,15 +85,25 @@ template <class T, bool ENDS> struct Backward {
     }
 };
 
-template <class B> WF_ON_DEVICE typename B::Known known_of(const B &p, int64_t sample, int64_t channel)
+/* gamma, as modulated, is set too. */
+template <class B>
+WF_ON_DEVICE typename B::Known known_of(const B &p, int64_t sample, int64_t channel, typename B::R &gamma)
 {
     using R = typename B::R;
     const int64_t  set = p.set(sample, channel);
     const Stats<R> s = {dev::load(p.mean, set), p.mean_lo ? dev::load(p.mean_lo, set) : R(0), dev::load(p.rstd, set)};
+    const auto       pair = p.ending.pair(sample * p.c + channel);
+    gamma = p.ending.factor(p.gamma, channel, pair);
     if constexpr (B::HAS_ENDING)
-        return {s, s.rstd * p.gamma.load(channel, 1), p.ending.beta.load(channel, 0)};
+        return {s, s.rstd * gamma, p.ending.shifted(p.ending.beta, channel, pair)};
     else
         return {s};
+}
+
+template <class B> WF_ON_DEVICE typename B::Known known_of(const B &p, int64_t sample, int64_t channel)
+{
+    typename B::R gamma;
+    return known_of(p, sample, channel, gamma);
 }
 
 /* Neighbors in shared memory are 10 reals apart with an ending, for 8 would meet in the same banks; 6 without. */
@@ -106,7 +130,9 @@ template <class B> WF_ON_DEVICE Channel<B> channel_of(const B &p, int64_t sample
 {
     using R = typename B::R;
     const int64_t set = p.set(sample, channel);
-    return {{}, known_of(p, sample, channel), p.gamma.load(channel, 1), p.frozen ? R(0) : dev::load(p.averages, set),
+    R             gamma;
+    const auto    known = known_of(p, sample, channel, gamma);
+    return {{}, known, gamma, p.frozen ? R(0) : dev::load(p.averages, set),
             p.frozen ? R(0) : dev::load(p.averages, p.sets + set)};
 }
 
@@ -121,7 +147,7 @@ using Problem = struct channelnorm_backward;
 /* With one value per channel and sample a channel is a column. */
 inline Geometry geometry(const Problem &p)
 {
-    return geometry_of(p.shape, WF_NHWC);
+    return geometry_of(shape_of(p), WF_NHWC);
 }
 
 /* f(b, w): what every kernel is given, for these dtypes; the workspace is not in it yet. */
@@ -133,16 +159,17 @@ template <bool ENDS, class F> void with_params(const Problem &p, const Geometry 
         constexpr int     V = vec_of<T>;
         const int64_t     samples = g.last && !g.across_batch ? g.n : 1, sample = g.c * g.hw;
         Backward<T, ENDS> b = {};
-        b.applies_x = (p.dx && !p.frozen) || (ENDS && !p.act.y);
-        b.dy = buffer<const T>(p.dy), b.x = buffer<const T>(p.dgamma || b.applies_x ? p.x : nullptr), b.dx = buffer<T>(p.dx);
+        b.applies_x = (p.dx && !p.frozen) || (p.act.present && !p.act.y);
+        b.dy = buffer<const T>(p.dy), b.dx = buffer<T>(p.dx);
+        b.x = buffer<const T>(p.dgamma || p.mod.dscale || b.applies_x ? p.x : nullptr);
         b.gamma = parameter<T>(p.gamma, p.shape.w_dtype);
         b.mean = buffer<const R>(p.mean), b.mean_lo = buffer<const R>(p.mean_lo), b.rstd = buffer<const R>(p.rstd);
-        b.n = g.n, b.c = g.c, b.hw = g.hw, b.groups = g.groups, b.sets = g.sets;
+        b.n = g.n, b.c = g.c, b.hw = g.hw, b.groups = p.shape.across_batch ? 0 : g.groups, b.sets = g.sets;
         b.by_c = Divisor(g.c), b.by_group_channels = Divisor(g.group_channels);
         b.across_batch = g.across_batch, b.frozen = p.frozen;
         b.dy_wide = row_is_wide<V>(b.dy, samples, sample), b.x_wide = row_is_wide<V>(b.x, samples, sample);
         b.dx_wide = row_is_wide<V>(b.dx, samples, sample);
-        b.ending = ending_gradient_of<ENDS, T>(p.act, p.shape.w_dtype, samples, sample);
+        b.ending = ending_gradient_of<ENDS, T>(p, samples, sample);
         f(b, w);
     });
 }

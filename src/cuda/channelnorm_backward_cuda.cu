@@ -76,6 +76,50 @@ __global__ void __launch_bounds__(FINISH_THREADS) channelnorm_backward__combine(
     });
 }
 
+/* ---- dscale and dshift ------------------------------------------------------------------------------------------- */
+
+template <class T> struct Modulated {
+    Modulation<T, true>     by;
+    Parameter<T>            gamma, beta;
+    WeightsOut<T>           dscale, dshift;
+    dev::global<real_of<T>> sums; /* [samples, rows, 2, c] */
+    int64_t                 pairs, c, rows;
+    int                     lanes; /* of a warp, that share a pair */
+    Divisor                 by_c;
+};
+
+/* A thread, or lanes of a warp, for each pair of sample and channel. Its sums, that of dscale and dshift are made, are multiplied
+ * by f for all that they are made of besides. */
+template <class T> __global__ void __launch_bounds__(THREADS) channelnorm_backward__modulated(Modulated<T> p)
+{
+    using R = real_of<T>;
+    const int lane = threadIdx.x % 32, across = 32 / p.lanes;
+    for (int64_t base = ((int64_t)blockIdx.x * WARPS + threadIdx.x / 32) * across; base < p.pairs;
+         base += (int64_t)gridDim.x * WARPS * across) {
+        const int64_t at = base + lane % across, sample = p.by_c.quotient(at), channel = at - sample * p.c;
+        const bool    present = at < p.pairs;
+        const R       f = present ? p.by.pair(at).f : R(1);
+        LongSum<R>    gx, g;
+        for (int64_t row = lane / across; present && row < p.rows; row += p.lanes) {
+            const int64_t from = (sample * p.rows + row) * 2 * p.c + channel;
+            const R       of_gx = dev::load(p.sums, from), of_g = dev::load(p.sums, from + p.c);
+            gx.add(of_gx);
+            g.add(of_g);
+            if (p.by.scale) {
+                dev::store(p.sums, from, of_gx * f);
+                dev::store(p.sums, from + p.c, of_g * f);
+            }
+        }
+        pair<R> sum = {g.value(), gx.value()};
+        for (int step = across; step < 32; step *= 2)
+            sum = Sum()(sum, of_lane_across(sum, step));
+        if (present && lane < across) {
+            p.dshift.store(at, sum.g);
+            p.dscale.store(at, p.rows ? p.gamma.load(channel, 1) * sum.gx + p.beta.load(channel, 0) * sum.g : R(0));
+        }
+    }
+}
+
 /* ---- the variants ------------------------------------------------------------------------------------------------ */
 
 bool wants_parameters(const Problem &p)
@@ -121,6 +165,30 @@ void combine(const Problem &p, const Geometry &g, dev::global<R> sums, dev::glob
     start(run, {dim3((unsigned)q.finish_blocks + set_blocks), dim3(FINISH_THREADS)}, channelnorm_backward__combine<R, W>, q);
 }
 
+bool wants_modulation(const Problem &p)
+{
+    return p.mod.dscale || p.mod.dshift;
+}
+
+/* Between the sums and all that is made of them; used: what is made of them besides dscale and dshift. */
+template <class B, class W>
+void modulate(const Problem &p, const B &b, W, dev::global<typename B::R> sums, int64_t rows, bool used, Run &run)
+{
+    using T = typename B::X;
+    Modulated<T> q = {};
+    q.by = modulation_of<T>(p.mod, p.shape.w_dtype);
+    q.gamma = b.gamma, q.beta = parameter<T>(p.mod.beta, p.shape.w_dtype);
+    q.dscale = weights_out<T, W>(p.mod.dscale, false), q.dshift = weights_out<T, W>(p.mod.dshift, false);
+    q.sums = sums;
+    q.pairs = b.n * b.c, q.c = b.c, q.rows = rows;
+    q.lanes = 1;
+    while (q.lanes < 32 && q.lanes * 4 < rows)
+        q.lanes *= 2;
+    q.by_c = Divisor(b.c);
+    if (p.mod.present && q.pairs > 0 && (wants_modulation(p) || (p.mod.scale && used) || run.load_only))
+        start(run, {dim3(grid_for(ceil_div(q.pairs * q.lanes, THREADS))), dim3(THREADS)}, channelnorm_backward__modulated<T>, q);
+}
+
 /* dx and the sums in one launch; then the parameters' gradients, unless a block has all that they are made of. */
 template <bool CLUSTERED> bool on_chip_takes(const Problem &p)
 {
@@ -151,12 +219,14 @@ void on_chip_launch(const Problem &p, Run &run)
 {
     const Geometry g = geometry(p);
     const int64_t  rows = on_chip_rows(p, g);
-    const bool     parameters = rows && (wants_parameters(p) || run.load_only);
-    launch_step<false>(p, {ON_CHIP, parameters, 0}, run);
-    if (parameters)
+    const bool     parameters = wants_parameters(p) || run.load_only, sums = rows && (parameters || wants_modulation(p));
+    launch_step<false>(p, {ON_CHIP, sums, 0}, run);
+    if (sums)
         with_params<false>(p, g, [&](auto b, auto w) {
             using R = typename decltype(b)::R;
-            combine<R, decltype(w)>(p, g, buffer<R>(run.workspace), dev::global<R>(), g.n, rows, run);
+            modulate(p, b, w, buffer<R>(run.workspace), rows, parameters, run);
+            if (parameters)
+                combine<R, decltype(w)>(p, g, buffer<R>(run.workspace), dev::global<R>(), g.n, rows, run);
         });
 }
 
@@ -185,8 +255,9 @@ template <bool LAST> void launch(const Problem &p, Run &run)
         const int64_t rows = empty ? 0 : sums_rows(b, LAST), samples = sums_samples(b, LAST);
         const int64_t averages_at = samples * rows * 2 * g.c;
         const auto    sums = buffer<R>(run.workspace);
-        if (!empty && (averaged || parameters))
+        if (!empty && (averaged || parameters || wants_modulation(p)))
             launch_step<false>(p, {SUMS, true, averages_at}, run);
+        modulate(p, b, w, sums, rows, !empty && (averaged || parameters), run);
         if (g.c > 0 && ((averaged && !empty) || parameters))
             combine<R, decltype(w)>(p, g, sums, averaged && !empty ? sums + averages_at : dev::global<R>(), samples, rows, run);
         if (!empty && dx)

@@ -20,7 +20,7 @@ struct Step {
 template <bool ENDS> void launch_step(const Problem &p, const Step &step, Run &run)
 {
     if constexpr (!ENDS)
-        if (p.act.present)
+        if (ends(p))
             return launch_step<true>(p, step, run);
     const Geometry g = geometry(p);
     with_params<ENDS>(p, g, [&](auto b, auto w) {
@@ -32,11 +32,8 @@ template <bool ENDS> void launch_step(const Problem &p, const Step &step, Run &r
         if (step.kind == ON_CHIP) {
             OnChip<B> q = {};
             q.b = b;
-            if constexpr (std::is_same<T, decltype(w)>::value)
-                q.dgamma.same = buffer<T>(p.dgamma), q.dbeta.same = buffer<T>(p.dbeta);
-            else
-                q.dgamma.real = buffer<R>(p.dgamma), q.dbeta.real = buffer<R>(p.dbeta);
-            q.dgamma.accumulate = q.dbeta.accumulate = p.accumulate;
+            q.dgamma = weights_out<T, decltype(w)>(p.dgamma, p.accumulate);
+            q.dbeta = weights_out<T, decltype(w)>(p.dbeta, p.accumulate);
             on_chip(q, g, run);
         } else if (step.kind == SUMS) {
             g.last ? last_sums(b, run) : first_sums(b, run);

@@ -43,7 +43,8 @@ using Problem = struct channelnorm_forward;
 
 inline Geometry geometry_of(const Problem &p)
 {
-    Geometry g = geometry_of(p.shape, p.shape.across_batch ? WF_NHWC : WF_NCHW);
+    const channelnorm_shape shape = shape_of(p);
+    Geometry                g = geometry_of(shape, shape.across_batch ? WF_NHWC : WF_NCHW);
     if (p.shape.c == 0 && !p.shape.across_batch) { /* groups without channels have statistics, of nothing */
         g.group_channels = 0;
         g.sets = p.shape.n * p.shape.groups;

@@ -27,8 +27,9 @@ template <class T, bool ENDS = false> struct Forward : Sets<T> {
     {
         Place place = {lines.place(set, begin), 1, 0};
         if (one_channel) {
-            place.gamma = this->gamma.load(place.channel, 1);
-            place.beta = this->beta.load(place.channel, 0);
+            const auto pair = ending.pair(lines.pair(place, 0));
+            place.gamma = ending.factor(this->gamma, place.channel, pair);
+            place.beta = ending.shifted(this->beta, place.channel, pair);
         }
         return place;
     }
@@ -48,9 +49,11 @@ template <class T, bool ENDS = false> struct Forward : Sets<T> {
             for (int j = 0; j < V; j++)
                 apply(j, a);
         } else {
-            const int64_t channel = lines.channel(place, i);
+            const int64_t channel = lines.channel(place, i), pair = lines.pair(place, i);
             const auto    of = [&](int k) {
-                return Affine<R>{s.rstd * this->gamma.load(channel + k, 1), this->beta.load(channel + k, 0)};
+                const auto of_pair = ending.pair(pair + k);
+                return Affine<R>{s.rstd * ending.factor(this->gamma, channel + k, of_pair),
+                                 ending.shifted(this->beta, channel + k, of_pair)};
             };
             along_lines<V>(lines.hw, lines.left(place, i, V), valid, of, apply);
         }
@@ -92,7 +95,8 @@ template <class T, bool ENDS> struct Sweep {
             s = {dev::load(sets.running_mean_in, channel), 0, known_rstd(channel)};
         else
             s = load_stats(sets.stats, across_batch ? channel : by_group_channels.quotient(line));
-        return {s.mean, s.mean_lo, s.rstd * sets.gamma.load(channel, 1), sets.beta.load(channel, 0)};
+        const auto pair = ending.pair(line);
+        return {s.mean, s.mean_lo, s.rstd * ending.factor(sets.gamma, channel, pair), ending.shifted(sets.beta, channel, pair)};
     }
 };
 
@@ -148,7 +152,7 @@ template <bool ENDS, class T> void start_sweep(const Problem &p, const Geometry 
                         g.across_batch,
                         p.known,
                         dev::aligned<V>(sets.x) && dev::aligned<V>(sets.y),
-                        ending_of<ENDS, T, V>(p.act)};
+                        ending_of<ENDS, T, V>(p)};
     const int64_t work = ceil_div(count, chunk_of<T>);
     start(run, {dim3(grid_for(work ? work : 1)), dim3(SWEEP_THREADS)}, channels_first_forward_apply__sweep<T, ENDS>, q);
 }
@@ -157,7 +161,7 @@ template <bool ENDS, class T> void start_sweep(const Problem &p, const Geometry 
 template <bool ENDS> void sweep_launch(const Problem &p, int64_t stats_at, Run &run)
 {
     if constexpr (!ENDS)
-        if (p.act.present)
+        if (ends(p))
             return sweep_launch<true>(p, stats_at, run);
     with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
         using T = decltype(x);
@@ -199,7 +203,7 @@ template <bool ENDS, class F> void with_params(const Problem &p, Run &run, int64
         if (q.rows > 0)
             with_width<T>(g, [&](auto width) {
                 q.x_wide = dev::aligned<width()>(q.x), q.y_wide = dev::aligned<width()>(q.y);
-                q.ending = ending_of<ENDS, T, width()>(p.act);
+                q.ending = ending_of<ENDS, T, width()>(p);
                 f(q, width);
             });
         start_average<T>(p, g, q, run);
@@ -226,7 +230,7 @@ inline size_t on_chip_workspace(const Problem &p)
 template <int G, bool ENDS = false> void registers_launch(const Problem &p, Run &run)
 {
     if constexpr (!ENDS)
-        if (p.act.present)
+        if (ends(p))
             return registers_launch<G, true>(p, run);
     with_params<ENDS>(p, run, 0, [&](const auto &q, auto width) { start_in_registers<G, width()>(q, run); });
 }
@@ -239,7 +243,7 @@ template <int MOST> bool shared_takes(const Problem &p)
 template <int MOST, bool ENDS = false> void shared_launch(const Problem &p, Run &run)
 {
     if constexpr (!ENDS)
-        if (p.act.present)
+        if (ends(p))
             return shared_launch<MOST, true>(p, run);
     with_params<ENDS>(p, run, 0, [&](const auto &q, auto width) { start_in_shared<MOST, width()>(q, run); });
 }

@@ -70,7 +70,9 @@ __global__ void __launch_bounds__(2 * THREADS, B::HAS_ENDING ? 1 : 2) channelnor
     dev::cp_async_commit();
     for (int i = threadIdx.x; i < h.lines; i += blockDim.x) {
         const int64_t sample = p.b.by_c.quotient(first + i), channel = first + i - sample * p.b.c;
-        channels[i] = {{}, known_of(p.b, sample, channel), p.b.gamma.load(channel, 1), 0, 0};
+        R             gamma;
+        const Known   known = known_of(p.b, sample, channel, gamma);
+        channels[i] = {{}, known, gamma, 0, 0};
     }
     dev::cp_async_wait<0>();
     __syncthreads();

@@ -51,21 +51,28 @@ template <class T> struct Forward : Sets<T> {
         const moments_of<R> of = {0, 0, dev::load(this->running_var_in, channel), 0};
         return moments_rstd(of, 1, this->eps);
     }
-
-    WF_ON_DEVICE Coefficients<R> coefficients(int64_t sample, int64_t column) const
-    {
-        const int64_t channel = applied.by_c.remainder(column);
-        Stats<R>      s;
-        if (known)
-            s = {dev::load(this->running_mean_in, channel), 0, known_rstd(channel)};
-        else
-            s = load_stats(this->stats, sample * groups + by_group_channels.quotient(channel));
-        return {s.mean, s.mean_lo, s.rstd * this->gamma.load(channel, 1), this->beta.load(channel, 0)};
-    }
 };
 
 template <class T, bool ENDS> struct Ended : Forward<T> {
+    using typename Forward<T>::R;
     Ending<T, ENDS> ending;
+
+    WF_ON_DEVICE Coefficients<R> coefficients(const Stats<R> &s, int64_t sample, int64_t channel) const
+    {
+        const auto pair = ending.pair(sample * this->m.c + channel);
+        return {s.mean, s.mean_lo, s.rstd * ending.factor(this->gamma, channel, pair), ending.shifted(this->beta, channel, pair)};
+    }
+
+    WF_ON_DEVICE Coefficients<R> coefficients(int64_t sample, int64_t column) const
+    {
+        const int64_t channel = this->applied.by_c.remainder(column);
+        Stats<R>      s;
+        if (this->known)
+            s = {dev::load(this->running_mean_in, channel), 0, this->known_rstd(channel)};
+        else
+            s = load_stats(this->stats, sample * this->groups + this->by_group_channels.quotient(channel));
+        return coefficients(s, sample, channel);
+    }
 };
 
 /* ---- moments of columns ------------------------------------------------------------------------------------------ */
@@ -373,7 +380,7 @@ __global__ void __launch_bounds__(THREADS, 2) channels_last_forward_apply__tiles
             for (int k = 0; k < APPLIED; k++)
                 applied.write(p, base + at + k * stride, valid[k], packed[k], fetched[k]);
         }
-        if (p.known && p.rstd && begin == 0 && threadIdx.x < S::COLS && own < p.applied.c)
+        if (p.known && p.rstd && sample == 0 && begin == 0 && threadIdx.x < S::COLS && own < p.applied.c)
             dev::store(p.rstd, own, p.known_rstd(own));
         __syncthreads(); /* the columns have been read */
     }
@@ -413,8 +420,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 8 ? 1 : 2) channels_last
             const int64_t group = p.by_group_channels.quotient(channel);
             if (rank == 0 && channel == group * p.group_channels)
                 p.keep(sample * p.groups + group, m, s);
-            const R factor = s.rstd * p.gamma.load(channel, 1), shift = p.beta.load(channel, 0);
-            Applied<S, R, V>::keep(coefficients, {s.mean, s.mean_lo, factor, shift});
+            Applied<S, R, V>::keep(coefficients, p.coefficients(s, sample, channel));
         }
         __syncthreads();
         Applied<S, R, V> applied;
@@ -476,13 +482,13 @@ inline size_t on_chip_workspace(const Problem &p)
 
 template <bool ENDS, int V, class T> Ended<T, ENDS> ended(const Problem &p, const Forward<T> &q)
 {
-    return {q, ending_of<ENDS, T, V>(p.act)};
+    return {q, ending_of<ENDS, T, V>(p)};
 }
 
 template <int SIZE, bool ENDS = false> void on_chip_launch(const Problem &p, Run &run)
 {
     if constexpr (!ENDS)
-        if (p.act.present)
+        if (ends(p))
             return on_chip_launch<SIZE, true>(p, run);
     const Geometry g = geometry_of(p);
     with_dtypes((Element)p.shape.x_dtype, (Element)p.shape.x_dtype, [&](auto x, auto) {
@@ -556,7 +562,7 @@ template <class T> int64_t start_moments(Forward<T> &q, const Problem &p, const 
 template <bool ENDS> void apply_launch(const Problem &p, int64_t stats_at, Run &run)
 {
     if constexpr (!ENDS)
-        if (p.act.present)
+        if (ends(p))
             return apply_launch<true>(p, stats_at, run);
     with_type(p, [&](auto x, const Geometry &g) {
         using T = decltype(x);

@@ -15,20 +15,10 @@ template <class Problem, class = void> struct has_addition : std::false_type {
 };
 template <class Problem> struct has_addition<Problem, std::void_t<decltype(Problem::add)>> : std::true_type {
 };
-
-/* What no kernel takes. */
 template <class Problem, class = void> struct has_modulation : std::false_type {
 };
 template <class Problem> struct has_modulation<Problem, std::void_t<decltype(Problem::mod)>> : std::true_type {
 };
-
-template <class Problem> static bool no_kernel_takes(const Problem &p)
-{
-    if constexpr (has_modulation<Problem>::value)
-        return p.mod.present;
-    (void)p;
-    return false;
-}
 
 /* A failure of ours is reported by its return code. The runtime remembers it too, for cudaGetLastError(): taken back, unless
  * the caller has an error of its own pending there. */
@@ -78,13 +68,19 @@ template <class Problem> static size_t most_workspace(const Variant<Problem> *va
     return most ? most + CALL_WORKSPACE_SLACK : 0;
 }
 
-/* Nor does a caller who asks for the size say whether something will be added. */
+/* Nor does a caller who asks for the size say whether something will be added, or modulated. */
 template <class Problem> static size_t workspace_size(const Variant<Problem> *variants, const Problem &p)
 {
     size_t most = most_workspace(variants, p);
     if constexpr (has_addition<Problem>::value) {
         Problem other = p;
         other.add.present = !p.add.present;
+        const size_t size = most_workspace(variants, other);
+        most = size > most ? size : most;
+    }
+    if constexpr (has_modulation<Problem>::value) {
+        Problem other = p;
+        other.mod.present = p.mod.possible && !p.mod.present;
         const size_t size = most_workspace(variants, other);
         most = size > most ? size : most;
     }
@@ -98,7 +94,7 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
     const Variant<Problem> *v = variants;
     while (v->name && !(wanted ? strcmp(v->name, wanted) == 0 : v->takes(p)))
         v++;
-    if ((!wanted && !v->name) || no_kernel_takes(p))
+    if (!wanted && !v->name)
         return call_fail(call, WF_UNSUPPORTED, "no kernel of the CUDA back-end takes this case");
     if (!v->name || !v->takes(p))
         return call_fail(call, WF_UNSUPPORTED, "where.variant = \"%s\" does not take this case", wanted);
@@ -122,6 +118,15 @@ template <class Problem> static wf_status solve(const Variant<Problem> *variants
     Run run = {call->exec.stream, static_cast<char *>(workspace), call->dry_run, cudaSuccess};
     const uint64_t caller = wf_fpmode_enter(); /* constants are rounded on the host */
     v->launch(p, run);
+    if constexpr (has_modulation<Problem>::value)
+        if (run.load_only && p.mod.possible && !p.mod.present) { /* of a dry run without buffers nobody knows */
+            Problem other = p;
+            other.mod.present = true;
+            for (v = variants; v->name && !(v->takes(other) && v->arch <= arch);)
+                v++;
+            if (v->name)
+                v->launch(other, run);
+        }
     wf_fpmode_leave(caller);
     return run.error == cudaSuccess ? WF_OK : device_failed(call, run.error);
 }

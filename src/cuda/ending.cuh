@@ -1,5 +1,6 @@
-/* What the channel norms may end in, y = activation(z + residual), and the gradient that arrives before it: see struct
- * activation. A kernel is for endings or for none, which costs nothing; which activation it is it learns when it runs. */
+/* What the channel norms may end in, y = activation(z + residual), the gradient that arrives before it, and what a modulation
+ * makes of gamma and beta: see struct activation and struct modulation. A kernel is for endings or for none, which costs nothing;
+ * which activation it is, and whether it is modulated, it learns when it runs. */
 #ifndef WELFORD_CUDA_ENDING_CUH
 #define WELFORD_CUDA_ENDING_CUH
 
@@ -55,8 +56,57 @@ template <class R> Activation<R> activation_of(const struct activation &act)
     return {act.kind, act.kind >= WF_SILU, act.kind == WF_RELU, act.kind == WF_LEAKY_RELU ? (R)act.slope : R(1)};
 }
 
+/* Whether a call has what kernels for endings are for. */
+template <class Problem> bool ends(const Problem &p)
+{
+    return p.act.present || p.mod.present;
+}
+
+/* Likewise: registers are short where gamma and beta are loaded. */
+template <class T> WF_CALLED real_of<T> loaded(Parameter<T> parameter, int64_t i)
+{
+    return parameter.load(i, 0);
+}
+
+/* What stands for gamma and beta in a pair of sample and channel: sample * c + channel. */
+template <class T, bool PRESENT> struct Modulation {
+    using R = real_of<T>;
+    struct Pair {
+    };
+
+    WF_ON_DEVICE Pair pair(int64_t) const { return {}; }
+    WF_ON_DEVICE R factor(const Parameter<T> &gamma, int64_t channel, const Pair &) const { return gamma.load(channel, 1); }
+    WF_ON_DEVICE R shifted(const Parameter<T> &beta, int64_t channel, const Pair &) const { return beta.load(channel, 0); }
+};
+
+template <class T> struct Modulation<T, true> {
+    using R = real_of<T>;
+    struct Pair {
+        R f, shift;
+    };
+    Parameter<T> scale, shift; /* none: f = 1; 0 */
+    R            offset;
+
+    WF_ON_DEVICE Pair pair(int64_t i) const
+    {
+        return {scale ? offset + loaded(scale, i) : R(1), shift ? loaded(shift, i) : R(0)};
+    }
+
+    WF_ON_DEVICE R factor(const Parameter<T> &gamma, int64_t channel, const Pair &p) const
+    {
+        return gamma.load(channel, 1) * p.f;
+    }
+
+    /* Without beta shift alone, also where f is not finite; a shift that is not there is not added, for -0. */
+    WF_ON_DEVICE R shifted(const Parameter<T> &beta, int64_t channel, const Pair &p) const
+    {
+        const R z = beta ? beta.load(channel, 0) * p.f : R(0);
+        return shift ? z + p.shift : z;
+    }
+};
+
 /* Forward. PRESENT: false where y is z. */
-template <class T, bool PRESENT> struct Ending {
+template <class T, bool PRESENT> struct Ending : Modulation<T, PRESENT> {
     template <int V> struct Fetched {
     };
 
@@ -64,7 +114,7 @@ template <class T, bool PRESENT> struct Ending {
     template <int V> WF_ON_DEVICE void apply(const Fetched<V> &, real_of<T> (&)[V]) const {}
 };
 
-template <class T> struct Ending<T, true> {
+template <class T> struct Ending<T, true> : Modulation<T, true> {
     using R = real_of<T>;
     template <int V> using Fetched = dev::vec<T, V>;
     dev::global<const T> residual;
@@ -87,7 +137,7 @@ template <class T> struct Ending<T, true> {
 };
 
 /* Backward: dz = dy * activation'(z), z of x, or y, which has its sign. */
-template <class T, bool PRESENT> struct EndingGradient {
+template <class T, bool PRESENT> struct EndingGradient : Modulation<T, PRESENT> {
     using R = real_of<T>;
     template <int V> struct Fetched {
     };
@@ -100,7 +150,7 @@ template <class T, bool PRESENT> struct EndingGradient {
     template <class F> WF_ON_DEVICE void store(F) const {}
 };
 
-template <class T> struct EndingGradient<T, true> {
+template <class T> struct EndingGradient<T, true> : Modulation<T, true> {
     using R = real_of<T>;
     template <int V> using Fetched = dev::vec<T, V>;
     dev::global<const T> other; /* residual, or y; none: 0 */
@@ -132,28 +182,35 @@ template <class T> struct EndingGradient<T, true> {
     }
 };
 
+template <class T> Modulation<T, true> modulation_of(const struct modulation &m, wf_dtype w_dtype)
+{
+    return {parameter<T>(m.scale, w_dtype), parameter<T>(m.shift, w_dtype), (real_of<T>)m.offset};
+}
+
 /* V: elements of the widest vector. */
-template <bool PRESENT, class T, int V> Ending<T, PRESENT> ending_of(const struct activation &act)
+template <bool PRESENT, class T, int V, class Problem> Ending<T, PRESENT> ending_of(const Problem &p)
 {
     Ending<T, PRESENT> e = {};
     if constexpr (PRESENT) {
-        e.residual = buffer<const T>(act.residual);
+        static_cast<Modulation<T, true> &>(e) = modulation_of<T>(p.mod, p.shape.w_dtype);
+        e.residual = buffer<const T>(p.act.residual);
         e.wide = dev::aligned<V>(e.residual);
-        e.activation = activation_of<real_of<T>>(act);
+        e.activation = activation_of<real_of<T>>(p.act);
     }
     return e;
 }
 
 /* Of samples with so many elements. */
-template <bool PRESENT, class T>
-EndingGradient<T, PRESENT> ending_gradient_of(const struct activation &act, wf_dtype w_dtype,
-                                                                             int64_t samples, int64_t sample)
+template <bool PRESENT, class T, class Problem>
+EndingGradient<T, PRESENT> ending_gradient_of(const Problem &p, int64_t samples, int64_t sample)
 {
     EndingGradient<T, PRESENT> e = {};
     if constexpr (PRESENT) {
+        const struct activation &act = p.act;
+        static_cast<Modulation<T, true> &>(e) = modulation_of<T>(p.mod, p.shape.w_dtype);
         e.other = buffer<const T>(act.y ? act.y : act.residual), e.is_y = act.y;
         e.dresidual = buffer<T>(act.dresidual);
-        e.beta = parameter<T>(act.beta, w_dtype);
+        e.beta = parameter<T>(act.beta, p.shape.w_dtype);
         e.activation = activation_of<real_of<T>>(act);
         e.wide = row_is_wide<vec_of<T>>(e.other, samples, sample);
         e.dresidual_wide = row_is_wide<vec_of<T>>(e.dresidual, samples, sample);

@@ -33,6 +33,7 @@ static void set_fields(DeviceCall *d)
     const struct { const char *name; double value; } reals[] = {
         {"eps", c->eps}, {"momentum", c->momentum}, {"weight_offset", c->weight_offset},
         {"p", op_norm(c->op) == DROPOUT ? c->p : c->drop}, {"slope", c->slope},
+        {"scale_offset", c->scale_offset},
     };
     for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
         if (api_field(d->api.op, integers[i].name))
@@ -53,6 +54,7 @@ static bool is_absent(const Case *c, const Buffer *b)
     static const struct { const char *name; uint32_t add; } parts[] = {
         {"residual", ADD_RESIDUAL}, {"sum", ADD_SUM}, {"row_scale", ADD_ROW_SCALE}, {"col_scale", ADD_COL_SCALE},
         {"dsum", ADD_DSUM}, {"dresidual", ADD_DRESIDUAL}, {"bias", ADD_BIAS},
+        {"scale", ADD_SCALE}, {"shift", ADD_SHIFT}, {"dscale", ADD_DSCALE}, {"dshift", ADD_DSHIFT},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (strcmp(b->name, parts[i].name) == 0 && op_norm(c->op) != FOLD)
@@ -75,6 +77,7 @@ static const Operation *operation_of(const Case *c)
     const bool        activated = op_norm(c->op) == DROPOUT && op_is_backward(c->op) && c->activation;
     const char *const part = c->add & ADD_OUTPUT        ? "y"
                              : case_adds(c)             ? "sum"
+                             : case_modulates(c)        ? "scale"
                              : activated                ? "x_in"
                              : c->flags & WF_GIVEN_MASK ? "mask"
                                                         : NULL; /* only the wanted one has it */
@@ -90,7 +93,7 @@ static wf_dtype dtype_of(const Case *c, const Buffer *b)
         return case_sum_dtype(c);
     if (b->extent == EXTENT_BIAS)
         return fold_bias_dtype(c);
-    return b->extent <= EXTENT_DY ? c->x : b->extent == EXTENT_PARAMETER ? c->w : stat_dtype(c->x);
+    return b->extent <= EXTENT_DY ? c->x : b->extent <= EXTENT_PAIRS ? c->w : stat_dtype(c->x);
 }
 
 static void vary(DeviceCall *d, int i)

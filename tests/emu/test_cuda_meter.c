@@ -90,14 +90,15 @@ static void judge_activation(Moved *m, const struct Metered *row, const char *na
         wrong(m, "%s: %.1f %% of the bytes by 16; ", name, 1600 * (double)t->width[4] / (double)t->bytes);
 }
 
-/* Parameters and statistics are read from cache again and again: only what is touched at all counts. */
-static void judge_other(Moved *m, const char *name, double size, const struct meter_buffer *b)
+/* Parameters and statistics are read from cache again and again: only what is touched at all counts. Each is written once, but
+ * a modulated norm's sums, which are multiplied in place. */
+static void judge_other(Moved *m, const char *name, double size, int writes, const struct meter_buffer *b)
 {
     const double most = SLACK * size > size + SECTOR ? SLACK * size : size + SECTOR - 1; /* it may begin within a sector */
     const double distinct = SECTOR * (double)(b->read.distinct > b->write.distinct ? b->read.distinct : b->write.distinct);
     if (distinct > most)
         wrong(m, "%s: sectors of %.0f bytes touched, it has %.0f; ", name, distinct, size);
-    if ((double)b->write.bytes > SLACK * size)
+    if ((double)b->write.bytes > SLACK * writes * size)
         wrong(m, "%s is written %.3f times; ", name, (double)b->write.bytes / size);
 }
 
@@ -136,7 +137,8 @@ static Moved meter_line(const struct Metered *row)
             m.floor += size;
             judge_activation(&m, row, name, output, reads_of(row, c, name, output), size, b);
         } else {
-            judge_other(&m, device_call_name(&d, i), (double)device_call_size(&d, i), b);
+            const int writes = i == WORKSPACE && c->add & ADD_SCALE && op_is_backward(c->op) ? 2 : 1;
+            judge_other(&m, device_call_name(&d, i), (double)device_call_size(&d, i), writes, b);
         }
     }
     m.launches = total->launches;
