@@ -35,7 +35,7 @@ typedef enum Tensor { /* the order of the library's struct Buffers (run.h) does 
                             for peers that save what an activation was taken of */
     T_X, T_DY, T_GAMMA, T_BETA, T_RUNNING_MEAN_IN, T_RUNNING_VAR_IN, T_Y, T_MEAN, T_RSTD, T_MEAN_LO, T_RUNNING_MEAN_OUT,
     T_RUNNING_VAR_OUT, T_DX, T_DGAMMA, T_DBETA, T_MASK,
-    T_RESIDUAL, T_SUM, T_ROW_SCALE, T_COL_SCALE, T_DSUM, T_DRESIDUAL, T_Z, T_COUNT
+    T_RESIDUAL, T_SUM, T_ROW_SCALE, T_COL_SCALE, T_DSUM, T_DRESIDUAL, T_SCALE, T_SHIFT, T_Z, T_COUNT
 } Tensor;
 typedef struct Extent {
     bool     given, input;
@@ -64,7 +64,7 @@ wf_status   plan_call(const Plan *, char *slab, struct CUstream_st *); /* the li
 /* The same with the tensors anywhere: at[T_COUNT], NULL where not given. */
 wf_status   plan_call_at(const Case *, void *const at[], void *workspace, size_t workspace_size, struct CUstream_st *);
 wf_dropout  plan_dropout(const Case *);
-bool        plan_is_plain(const Plan *); /* no strides, no flags, not in place, nothing fused: what peers can do */
+bool        plan_is_plain(const Plan *); /* no strides, no flags, not in place, nothing fused or modulated: what peers can do */
 bool        plan_is_dense(const Plan *); /* the same, but for what is fused */
 int64_t     plan_height(const Plan *); /* of pictures of hw pixels, as nearly square as can be */
 void       *plan_tensor(const Plan *, const char *slab, Tensor); /* NULL: not given */

@@ -130,9 +130,11 @@ static void ending_backward(Chain *s)
     s->step[s->steps - 1].from[T_DY] = dz;
 }
 
-/* No steps: nothing here is fused. */
+/* No steps: nothing here is fused, or there is no loop for it. */
 static void make_chain(Chain *s)
 {
+    if (case_modulates(s->p->c))
+        return;
     if (case_adds(s->p->c))
         op_is_backward(s->p->c->op) ? sum_backward(s) : sum_forward(s);
     if (case_ends(s->p->c))

@@ -78,6 +78,8 @@ static const char *arrange(Plan *p)
     const bool moving = norm == BATCHNORM || norm == INSTANCENORM;
     if (norm == FOLD)
         return "a fold, which is not timed";
+    if (c->quantize || c->add & ADD_OUTPUT || case_fuses(c) || (case_modulates(c) && op_is_backward(c->op)))
+        return "y in bytes, backward from y, fused dropout, or a modulation's gradients, which are not timed";
     if (norm == LAYERNORM || norm == RMSNORM) {
         p->samples = c->rows, p->runs = 1, p->length = p->channels = c->cols, p->groups = 1;
     } else {
@@ -134,6 +136,10 @@ const char *plan_make(Plan *p, const Case *c)
     }
     if (case_ends(c))
         give_ending(p);
+    if (case_modulates(c) && c->add & ADD_SCALE)
+        give(p, T_SCALE, true, c->w, 1, p->samples * p->channels, 0);
+    if (case_modulates(c) && c->add & ADD_SHIFT)
+        give(p, T_SHIFT, true, c->w, 1, p->samples * p->channels, 0);
     if (norm == DROPOUT && (backward ? c->flags & WF_GIVEN_MASK : !(c->null & NULL_MASK)))
         give(p, T_MASK, backward, WF_F32, 1, ((c->flags & WF_FEATURES ? c->n * c->c : p->count) + 31) / 32, 0);
     if (norms && backward) {
@@ -186,7 +192,7 @@ bool plan_is_dense(const Plan *p)
            !c->sum_stride && !c->inplace;
 }
 
-bool plan_is_plain(const Plan *p) { return plan_is_dense(p) && !case_adds(p->c) && !case_ends(p->c); }
+bool plan_is_plain(const Plan *p) { return plan_is_dense(p) && !case_adds(p->c) && !case_ends(p->c) && !case_modulates(p->c); }
 
 int64_t plan_height(const Plan *p)
 {
@@ -237,7 +243,7 @@ wf_status plan_call_at(const Case *c, void *const at[], void *workspace, size_t 
                         .running_mean_out = at[T_RUNNING_MEAN_OUT], .running_var_out = at[T_RUNNING_VAR_OUT],
                         .dx = at[T_DX], .dgamma = at[T_DGAMMA], .dbeta = at[T_DBETA], .residual = at[T_RESIDUAL],
                         .row_scale = at[T_ROW_SCALE], .col_scale = at[T_COL_SCALE], .dsum = at[T_DSUM], .sum = at[T_SUM],
-                        .dresidual = at[T_DRESIDUAL] };
+                        .dresidual = at[T_DRESIDUAL], .scale = at[T_SCALE], .shift = at[T_SHIFT] };
     return run_call(c, &b, &where);
 }
 
@@ -316,6 +322,8 @@ void plan_fill(Plan *p, char *slab)
         fill_mask(p, slab);
     fill_vector(p, slab, T_GAMMA, 1, 0.5);
     fill_vector(p, slab, T_BETA, 0, 1);
+    fill_vector(p, slab, T_SCALE, 0.5, 0.5);
+    fill_vector(p, slab, T_SHIFT, 0, 1);
     fill_vector(p, slab, T_RUNNING_MEAN_IN, 0.5, 1);
     fill_vector(p, slab, T_RUNNING_VAR_IN, 0.25, -1);
     if (p->c->flags & WF_ACCUMULATE) {

@@ -259,9 +259,14 @@ static About z_of(const Job *job, const float *table, const float *w_table, int6
     const double u = p->c->x == WF_F64 ? 0x1p-53 : 0x1p-24, size = fabs((double)xhat);
     if (p->t[T_Y].given && p->t[T_Y].input)
         return (About){ load(p->c->x, table, plan_tensor(p, job->before, T_Y), i), 0 };
-    const double g = gamma_of(job, w_table, channel), b = beta ? load(p->c->w, w_table, beta, channel) : 0;
-    const Real z = xhat * g + b + (residual ? load(p->c->x, table, residual, i) : 0);
-    const double bar = fabs(g) * (8 * u * (size > 1 ? size : 1) + widened) + 8 * u * fabs(b);
+    const int64_t pair = i / (p->runs * p->length) * p->channels + channel;
+    const char *scale = plan_tensor(p, job->before, T_SCALE), *shift = plan_tensor(p, job->before, T_SHIFT);
+    const double offset = p->c->x == WF_F64 ? p->c->scale_offset : (double)(float)p->c->scale_offset;
+    const double f = scale ? offset + load(p->c->w, w_table, scale, pair) : 1, units = case_modulates(p->c) ? 10 : 8;
+    const double g = gamma_of(job, w_table, channel) * f, b = beta ? load(p->c->w, w_table, beta, channel) * f : 0;
+    const double more = shift ? load(p->c->w, w_table, shift, pair) : 0;
+    const Real z = xhat * g + b + more + (residual ? load(p->c->x, table, residual, i) : 0);
+    const double bar = fabs(g) * (units * u * (size > 1 ? size : 1) + widened) + units * u * (fabs(b) + fabs(more));
     return (About){ z, bar + (residual ? u * fabs((double)z) : 0) + (job->peer ? rounding_of(job, p->c->x, z) : 0) };
 }
 
@@ -308,7 +313,7 @@ static void judge_y(Job *job, Part *part, int64_t s)
     const double u = c->x == WF_F64 ? 0x1p-53 : 0x1p-24;
     EACH_ELEMENT(p, s) {
         const Real xhat = (load_x(job, x_table, s, i, j) - job->mean[slot]) * job->rstd[slot];
-        if (case_ends(c)) {
+        if (case_ends(c) || case_modulates(c)) {
             const About want = ending_value_about(c, z_of(job, table, w_table, i, channel, xhat, 0));
             judge(part, "y", i, load(c->x, table, y, i), want.value, want.bar, rounding_of(job, c->x, want.value));
             continue;

@@ -29,6 +29,9 @@ static const char *const lines[] = {
     "instancenorm_infer x=f32 layout=nhwc n=5 c=7 hw=30",
     "instancenorm_backward x=f16 n=5 c=7 hw=30 null=beta",
     "batchnorm_train x=f32 n=5 c=7 hw=30 activation=relu add=residual",
+    "groupnorm_forward x=f32 n=3 c=12 hw=35 groups=4 add=scale,shift scale_offset=-0.3",
+    "groupnorm_forward x=bf16 w=f32 layout=nhwc n=3 c=12 hw=35 groups=4 add=scale,shift,residual scale_offset=1 activation=silu",
+    "instancenorm_infer x=f64 n=5 c=7 hw=30 add=shift null=beta",
     "groupnorm_forward x=bf16 w=f32 layout=nhwc n=3 c=12 hw=35 groups=4 activation=gelu null=beta",
     "instancenorm_infer x=f32 n=5 c=7 hw=30 activation=leaky_relu",
     "batchnorm_backward x=f32 n=5 c=7 hw=30 activation=relu add=residual,dresidual",
@@ -77,6 +80,7 @@ static void copy_inputs(const Plan *p, const char *slab, Problem *problem)
         { T_DGAMMA, problem->old_dgamma, problem->params }, { T_DBETA, problem->old_dbeta, problem->params },
         { T_RESIDUAL, problem->residual, problem->count }, { T_DSUM, problem->dsum, problem->count },
         { T_ROW_SCALE, problem->row_scale, problem->slots }, { T_COL_SCALE, problem->col_scale, problem->params },
+        { T_SCALE, problem->scale, problem->pairs }, { T_SHIFT, problem->shift, problem->pairs },
     };
     for (size_t k = 0; k < sizeof inputs / sizeof *inputs; k++)
         for (int64_t i = 0; p->t[inputs[k].which].given && inputs[k].to && i < inputs[k].count; i++)

@@ -50,6 +50,8 @@ class Shape:
         self.count = math.prod(self.dims)
         self.add, self.drop = set(field["add"].split(",")) if "add" in field else set(), float(field.get("drop", 0))
         self.adds = bool(self.add) or self.drop > 0
+        if self.add and self.norm not in ROW_WISE:
+            raise NotForPyTorch(f"PyTorch has no {self.norm} with {', '.join(self.add)}")
         unknown = set(field) - KNOWN
         if unknown:
             raise NotForPyTorch(f"PyTorch has no {', '.join(unknown)}")
