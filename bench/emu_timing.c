@@ -43,12 +43,14 @@ void activated_cuda(const Activated *s, struct CUstream_st *stream)
 {
     void *const a = taken(s->a, s->count, s->dtype), *const b = taken(s->b, s->count, s->dtype);
     void *const dy = taken(s->dy, s->count, s->dtype);
+    const int64_t rows = s->cols ? s->count / s->cols : 0, pairs = s->share ? rows / s->share * s->cols : rows;
+    void *const scale = taken(s->scale, pairs, s->scale_dtype), *const shift = taken(s->shift, pairs, s->scale_dtype);
     Activated host = *s;
     (void)stream;
-    host.a = host.out = a, host.b = b, host.dy = dy;
+    host.a = host.out = a, host.b = b, host.dy = dy, host.scale = scale, host.shift = shift;
     activated(&host, 1);
     gpu_put(s->out, a, (size_t)s->count * dtype_size(s->dtype));
-    free(a), free(b), free(dy);
+    free(a), free(b), free(dy), free(scale), free(shift);
 }
 
 static double time_of[2];

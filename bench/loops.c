@@ -143,24 +143,57 @@ static const struct {
     { silu_value, silu_gradient }, { gelu_value, gelu_gradient }, { gelu_tanh_value, gelu_tanh_gradient },
 };
 
+EACH_ISA static void modulate_row(int n, const float *a, float factor, float shift, float *out)
+{
+    for (int i = 0; i < n; i++)
+        out[i] = a[i] * factor + shift;
+}
+
+EACH_ISA static void modulate(int n, const float *a, float offset, const float *scale, const float *shift, float *out)
+{
+    for (int i = 0; i < n; i++)
+        out[i] = a[i] * (scale ? offset + scale[i] : 1) + (shift ? shift[i] : 0);
+}
+
+/* out = a of n elements from the at-th on, of one row, as modulated. */
+static void modulated(const Activated *s, int64_t at, int n, const float *a, float *out)
+{
+    const int64_t row = at / s->cols, i = s->share ? row / s->share * s->cols + at % s->cols : row;
+    float scale_room[BLOCK], shift_room[BLOCK];
+    const float *scale = floats(s->scale_dtype, s->scale, i, s->share ? n : 1, scale_room);
+    const float *shift = floats(s->scale_dtype, s->shift, i, s->share ? n : 1, shift_room);
+    if (s->share)
+        modulate(n, a, s->offset, scale, shift, out);
+    else
+        modulate_row(n, a, scale ? s->offset + *scale : 1, shift ? *shift : 0, out);
+}
+
+static void activate(const Activated *s, int64_t at, int n)
+{
+    float a_room[BLOCK], other_room[BLOCK], out_room[BLOCK];
+    const float *a = floats(s->dtype, s->a, at, n, a_room), *b = floats(s->dtype, s->dy ? s->dy : s->b, at, n, other_room);
+    float *out = s->dtype == WF_F32 ? (float *)s->out + at : out_room;
+    if (s->scale || s->shift)
+        modulated(s, at, n, a, out), a = out;
+    if (s->b)
+        add(n, a, b, out), a = out;
+    if (s->dy)
+        passes[s->kind].gradient(n, s->slope, a, b, out);
+    else
+        passes[s->kind].value(n, s->slope, a, out);
+    if (s->dtype != WF_F32)
+        (s->dtype == WF_BF16 ? narrow_bf16 : narrow_f16)(n, out, (uint16_t *)s->out + at);
+}
+
 void activated(const Activated *s, int threads)
 {
-    const void *other = s->dy ? s->dy : s->b;
+    const int64_t cols = s->scale || s->shift ? s->cols : BLOCK;
     (void)threads;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t at = 0; at < s->count; at += BLOCK) {
-        float a_room[BLOCK], other_room[BLOCK], out_room[BLOCK];
-        const int n = (int)(s->count - at < BLOCK ? s->count - at : BLOCK);
-        const float *a = floats(s->dtype, s->a, at, n, a_room), *b = floats(s->dtype, other, at, n, other_room);
-        float *out = s->dtype == WF_F32 ? (float *)s->out + at : out_room;
-        if (s->b)
-            add(n, a, b, out), a = out;
-        if (s->dy)
-            passes[s->kind].gradient(n, s->slope, a, b, out);
-        else
-            passes[s->kind].value(n, s->slope, a, out);
-        if (s->dtype != WF_F32)
-            (s->dtype == WF_BF16 ? narrow_bf16 : narrow_f16)(n, out, (uint16_t *)s->out + at);
+    for (int64_t begin = 0; begin < s->count; begin += cols) {
+        const int64_t end = begin + cols < s->count ? begin + cols : s->count;
+        for (int64_t at = begin; at < end; at += BLOCK)
+            activate(s, at, (int)(end - at < BLOCK ? end - at : BLOCK));
     }
 }
 

@@ -16,7 +16,8 @@ typedef struct ScaledSum {
     void        *out;
 } ScaledSum;
 
-/* out = activation(a + b); with dy, dy * activation'(a). */
+/* out = activation(a + b); with dy, dy * activation'(a). Modulated, a * (offset + scale[i]) + shift[i] stands for a: a is rows of
+ * cols elements, and i is the row or, in samples of `share` rows, sample * cols + column. */
 typedef struct Activated {
     wf_dtype      dtype; /* of all */
     wf_activation kind;
@@ -24,6 +25,10 @@ typedef struct Activated {
     int64_t       count;
     const void   *a, *b, *dy; /* b NULL = 0 */
     void         *out;
+    wf_dtype      scale_dtype; /* of scale and shift */
+    float         offset;
+    int64_t       cols, share; /* share 0: i is the row; where neither scale nor shift is given cols does not count */
+    const void   *scale, *shift; /* NULL: times 1, plus 0 */
 } Activated;
 
 #ifdef __cplusplus

@@ -31,11 +31,21 @@ template <class T> __device__ T one(const ScaledSum &s, int64_t i, T a, T b)
     return T(s.b ? v + float(b) : v);
 }
 
-template <class T> __device__ T one(const Activated &s, int64_t, T a, T b)
+__device__ float modulated(const Activated &s, int64_t at, float a)
+{
+    if (!s.scale && !s.shift)
+        return a;
+    const int64_t row = at / s.cols, i = s.share ? row / s.share * s.cols + at % s.cols : row;
+    const float factor = s.scale ? s.offset + scale_at(s.scale, s.scale_dtype, i) : 1;
+    return a * factor + (s.shift ? scale_at(s.shift, s.scale_dtype, i) : 0);
+}
+
+template <class T> __device__ T one(const Activated &s, int64_t i, T a, T b)
 {
     if (s.dy)
         return T(float(b) * activation_derivative(s.kind, s.slope, float(a)));
-    return T(activation_value(s.kind, s.slope, s.b ? float(a) + float(b) : float(a)));
+    const float z = modulated(s, i, float(a));
+    return T(activation_value(s.kind, s.slope, s.b ? z + float(b) : z));
 }
 
 __device__ int64_t count_of(const ScaledSum &s) { return s.rows * s.cols; }

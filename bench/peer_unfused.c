@@ -45,7 +45,7 @@ static void add_call(Chain *s, Case c, int in, int out)
     s->bytes += traffic_of(&step->p).bytes;
 }
 
-/* out = a (times the row's scales) + b, activation(a + b), b * activation'(a) */
+/* out = a (times the row's scales) + b, activation(a, if modulated, + b), b * activation'(a) */
 static void add_loop(Chain *s, Kind kind, int a, int b, int out)
 {
     s->step[s->steps++] = (Step){ .kind = kind, .a = a, .b = b, .out = out };
@@ -109,12 +109,13 @@ static void sum_backward(Chain *s)
         add_call(s, dropout_alone(c, DROPOUT_BACKWARD), from, T_DX);
 }
 
-/* A residual and its activation are one loop. */
+/* A modulation, a residual and the activation are one loop. */
 static void ending_forward(Chain *s)
 {
     const Case *c = s->p->c;
     add_call(s, norm_alone(c), T_X, T_Y);
-    add_loop(s, c->activation ? ACTIVATION : SUM, T_Y, c->add & ADD_RESIDUAL ? (int)T_RESIDUAL : NOWHERE, T_Y);
+    const Kind kind = c->activation || case_modulates(c) ? ACTIVATION : SUM;
+    add_loop(s, kind, T_Y, c->add & ADD_RESIDUAL ? (int)T_RESIDUAL : NOWHERE, T_Y);
 }
 
 /* What the activation was taken of was saved, or y, of which the sign is the same. */
@@ -130,14 +131,12 @@ static void ending_backward(Chain *s)
     s->step[s->steps - 1].from[T_DY] = dz;
 }
 
-/* No steps: nothing here is fused, or there is no loop for it. */
+/* No steps: nothing here is fused. */
 static void make_chain(Chain *s)
 {
-    if (case_modulates(s->p->c))
-        return;
     if (case_adds(s->p->c))
         op_is_backward(s->p->c->op) ? sum_backward(s) : sum_forward(s);
-    if (case_ends(s->p->c))
+    if (case_ends(s->p->c) || case_modulates(s->p->c))
         op_is_backward(s->p->c->op) ? ending_backward(s) : ending_forward(s);
 }
 
@@ -199,7 +198,9 @@ static void run_loop(const Chain *s, const Step *step, char *const place[PLACES]
         const bool gradient = step->kind == GRADIENT;
         const Activated loop = { .dtype = c->x, .kind = c->activation, .slope = (float)c->slope, .count = s->p->count,
                                  .a = place[step->a], .b = gradient ? NULL : b, .dy = gradient ? b : NULL,
-                                 .out = place[step->out] };
+                                 .out = place[step->out], .scale_dtype = c->w, .offset = (float)c->scale_offset,
+                                 .cols = s->p->length, .share = s->p->channel_is_run ? 0 : s->p->runs,
+                                 .scale = gradient ? NULL : place[T_SCALE], .shift = gradient ? NULL : place[T_SHIFT] };
         c->backend == WF_CUDA ? activated_cuda(&loop, stream) : activated(&loop, c->threads);
         return;
     }
