@@ -109,6 +109,21 @@ START_TEST(data)
 }
 END_TEST
 
+/* dscale, or dshift, and nothing else; in every run, however few cases it has. */
+START_TEST(nothing_else)
+{
+    for (int turn = 0; turn < 8; turn++) {
+        Case c = case_default(turn % 2 ? GROUPNORM_BACKWARD : INSTANCENORM_BACKWARD);
+        set_shape(&c, (int64_t[]){ 2, 6, 5, 3 });
+        c.add = turn / 2 % 2 ? ADD_DSCALE : ADD_DSHIFT;
+        c.layout = turn / 4 ? WF_NHWC : WF_NCHW;
+        c.null = NULL_DX | NULL_DGAMMA | NULL_DBETA;
+        c.backend = tested_backend();
+        check_none(run_case(&c, NULL));
+    }
+}
+END_TEST
+
 /* A sample alone has the bits that it has in the batch, and any number of threads gives the same. */
 START_TEST(alone)
 {
@@ -181,6 +196,7 @@ Suite *modulation_suite(void)
     tcase_add_loop_test(t, parts, 0, KINDS);
     tcase_add_loop_test(t, shapes, 0, 12);
     tcase_add_loop_test(t, data, 0, DATA_COUNT);
+    tcase_add_test(t, nothing_else);
     tcase_add_test(t, alone);
     tcase_add_test(t, neutral);
     suite_add_tcase(s, t);
