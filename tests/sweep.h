@@ -20,7 +20,8 @@ enum { DTYPES = 6 };
 extern const Dtypes dtypes[DTYPES];
 
 bool quick(void);
-bool in_turn(int turn, int64_t elements); /* of long cases one in three, or six: the oracle takes seconds for each */
+/* Of long cases one in three, for the oracle takes seconds for each; turn: what nothing else goes by. */
+bool in_turn(int turn, int64_t elements);
 bool left_out(const Case *); /* of this run, where not every case is in it; to be asked once per case */
 /* WELFORD_TEST_FEW_DTYPES: the kernels under test have two pairs of dtypes (WF_FEW_DTYPES). False: not this case's.
  * WELFORD_TEST_OPS: nor what is not of the operations named. */

@@ -81,7 +81,7 @@ START_TEST(shapes)
                 one.activation = (wf_activation)(turn % KINDS);
                 one.seed = 5 + (uint64_t)d;
                 set_parts(&one, turn);
-                if (legal(&one) && in_turn(turn, one.n * one.c * one.hw))
+                if (legal(&one) && in_turn(d + n + i + _i / 3, one.n * one.c * one.hw))
                     check_case(&one);
             }
     }

@@ -83,7 +83,7 @@ START_TEST(shapes)
                 one.activation = (wf_activation)(turn % 2 ? turn % KINDS : WF_ACTIVATION_NONE);
                 one.seed = 5 + (uint64_t)d;
                 set_parts(&one, turn);
-                if (legal(&one) && (one.c || n == 1) && in_turn(turn, one.n * one.c * one.hw))
+                if (legal(&one) && (one.c || n == 1) && in_turn(d + n + i + _i / 3, one.n * one.c * one.hw))
                     check_case(&one);
             }
     }
